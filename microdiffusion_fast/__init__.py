@@ -1,0 +1,1 @@
+"""Depth-resolved volumes from axially averaged projections."""

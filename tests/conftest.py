@@ -1,0 +1,74 @@
+"""Shared fixtures: hypothesis settings, the real volumes, poisoned memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Derandomised: a red run is red again. No deadline: first calls compile, import and warm up.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def _real_volume(name: str) -> Path:
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"real volume {name} is not in ../shared/data")
+    return path
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(
+    params=[
+        "vesselexpress_brain_100.tif",
+        "trailmap_A_dev_130x128x128.tif",
+        "cellseg3d_nuclei_124.tif",
+    ],
+    ids=["vessels", "axons", "nuclei"],
+)
+def real_volume(request: pytest.FixtureRequest) -> Path:
+    """The path of each real volume in turn; skips where it is absent."""
+    return _real_volume(request.param)
+
+
+@pytest.fixture
+def vessel_volume() -> Path:
+    """The path of the real vessel volume; skips where it is absent."""
+    return _real_volume("vesselexpress_brain_100.tif")
+
+
+@pytest.fixture
+def axon_volume() -> Path:
+    """The path of the real axon volume; skips where it is absent."""
+    return _real_volume("trailmap_A_dev_130x128x128.tif")
+
+
+@pytest.fixture
+def nuclei_volume() -> Path:
+    """The path of the real nuclei volume; skips where it is absent."""
+    return _real_volume("cellseg3d_nuclei_124.tif")
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` and `empty_like` give NaN, so that a value never written shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
