@@ -1,0 +1,36 @@
+"""The kernels: `torch.library` ops over plain tensors, for this package and for other pipelines.
+
+| stem | what it fuses | bytes per voxel | reference | Triton | native | test | bench |
+|---|---|---|---|---|---|---|---|
+| axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride | yes | - | - | yes | - |
+| counter_noise | Philox4x32-10, Box-Muller on all four words | 4 | yes | - | yes | yes | - |
+| hash_encoding | index, gather, interpolate all levels | 12 + 4 L F | yes | - | - | yes | - |
+| volume_metrics | sums, squared error, extrema, two histograms | 8 | yes | - | - | yes | - |
+| windowed_ssim | five window means, the SSIM map, its mean | 8 | yes | - | - | yes | - |
+
+Bytes per voxel: what one fused float32 pass has to move at least (hash_encoding: positions and
+features of L levels of F features; its table comes on top). The references, which serve every
+device that has no kernel of its own, move more. `_backend` knows whether the native module is
+there.
+
+The name of an op here is the function, `microdiffusion_fast.kernels.<stem>`; what else belongs to a
+kernel is imported from its folder: `from microdiffusion_fast.kernels.<stem> import ...`.
+"""
+
+from .axial_projection import axial_backprojection, axial_projection, axial_pseudo_inverse
+from .counter_noise import counter_noise
+from .hash_encoding import HashGridSpec, hash_encoding
+from .volume_metrics import VolumeSums, evaluate_sums
+from .windowed_ssim import windowed_ssim
+
+__all__ = [
+    "HashGridSpec",
+    "VolumeSums",
+    "axial_backprojection",
+    "axial_projection",
+    "axial_pseudo_inverse",
+    "counter_noise",
+    "evaluate_sums",
+    "hash_encoding",
+    "windowed_ssim",
+]

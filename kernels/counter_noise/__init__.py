@@ -1,0 +1,139 @@
+"""counter_noise: standard normals that belong to the voxels of a volume, not to a call.
+
+A voxel's noise is a function of (seed, step, stream, voxel index) alone. It does not change with
+batch, tile, slab, worker, thread count or device, so tiled and untiled runs draw the same noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from .reference import counter_noise_reference
+
+__all__ = ["counter_noise"]
+
+
+@torch.library.custom_op("microdiffusion_fast::counter_noise", mutates_args=("out",))
+def _fill(
+    out: Tensor, seed: int, step: int, stream: int, offset: Sequence[int], volume: Sequence[int]
+) -> None:
+    # The op fills a tensor instead of making one: an op without tensor arguments has no default
+    # implementation left once one device has its own.
+    noise = counter_noise_reference(
+        out.shape,
+        seed=seed,
+        step=step,
+        stream=stream,
+        offset=offset,
+        volume_shape=volume,
+        device=out.device,
+        dtype=out.dtype,
+    )
+    out.copy_(noise)
+
+
+@_fill.register_fake
+def _fake(
+    out: Tensor, seed: int, step: int, stream: int, offset: Sequence[int], volume: Sequence[int]
+) -> None:
+    return None
+
+
+if _backend.native is not None:
+    _native_fill = _backend.native.counter_noise
+
+    @_fill.register_kernel("cpu")
+    def _native(
+        out: Tensor, seed: int, step: int, stream: int, offset: Sequence[int], volume: Sequence[int]
+    ) -> None:
+        # torch's own thread count: its settings are the user's, ours would be a second set.
+        threads = torch.get_num_threads()
+        _native_fill(out, tuple(offset), tuple(volume), seed % 2**64, step, stream, threads)
+
+
+def _integer(name: str, value: int, expected: str) -> int:
+    """`value` as a Python integer; NumPy's pass, floats and booleans do not."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _word(name: str, value: int, bits: int) -> int:
+    expected = f"an integer in [0, 2^{bits})"
+    number = _integer(name, value, expected)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number
+
+
+def _triple(name: str, value: Sequence[int], minimum: int) -> tuple[int, int, int]:
+    expected = f"three integers (z, y, x), each at least {minimum}"
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    z, y, x = (_integer(name, v, expected) for v in value)
+    if z < minimum or y < minimum or x < minimum:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return z, y, x
+
+
+def counter_noise(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    step: int,
+    stream: int = 0,
+    offset: Sequence[int] = (0, 0, 0),
+    volume_shape: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draws the standard normal noise of a block of voxels, [Z, Y, X] float32.
+
+    The block at `offset` equals that slice of the whole volume's noise, bit for bit on one device
+    and backend.
+
+    Args:
+        shape: (Z, Y, X) of the block, in voxels.
+        seed: the key, in [0, 2^64).
+        step: the diffusion step, in [0, 2^32). Steps are independent.
+        stream: which of several uses or samples, in [0, 2^32). Streams are independent.
+        offset: (z, y, x) of the block in the whole volume, in voxels.
+        volume_shape: (Z, Y, X) of the whole volume; needed when the block is not all of it.
+        device: where the noise is drawn; torch's default device when None.
+
+    Raises:
+        ValueError: an argument is out of range, or the block reaches out of the volume.
+        TypeError: an argument is not of integers.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10);
+        Box and Muller 1958, eq. 1.
+    """
+    block = _triple("shape", shape, 1)
+    start = _triple("offset", offset, 0)
+    if volume_shape is None:
+        if any(start):
+            raise ValueError("volume_shape: expected (Z, Y, X) beside a non-zero offset, got None")
+        volume = block
+    else:
+        volume = _triple("volume_shape", volume_shape, 1)
+    if any(o + s > v for o, s, v in zip(start, block, volume, strict=True)):
+        raise ValueError(
+            f"offset: expected the block inside volume_shape {volume}, "
+            f"got offset {start} with shape {block}"
+        )
+    if math.prod(volume) >= 1 << 63:
+        raise ValueError(f"volume_shape: expected fewer than 2^63 voxels, got {volume}")
+    key = _word("seed", seed, 64)
+    # The dispatcher's integers are signed 64-bit: the upper half of the seeds travels as negative.
+    key -= (key >> 63) << 64
+    words = _word("step", step, 32), _word("stream", stream, 32)
+    out = torch.empty(block, dtype=torch.float32, device=device)
+    _fill(out, key, *words, start, volume)
+    return out
