@@ -1,0 +1,114 @@
+"""Multiresolution hash encoding (Mueller et al. 2022) in tiny-cuda-nn's parameter layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .reference import HashGridSpec
+
+__all__ = ["HashGridSpec", "hash_encoding"]
+
+
+def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
+    """Encode positions by trilinear interpolation in a multiresolution hash grid.
+
+    Args:
+        positions: [N, 3] in [0, 1], float32 or float64. The first column runs fastest in memory.
+        table: Parameters, flat [n_params] as tiny-cuda-nn stores them or [n_entries, F]. Half
+            precision is interpolated in float32 and cast once.
+        spec: Geometry of the grid.
+
+    Returns:
+        [N, L*F] in the dtype of the table, level by level. Differentiable once in both arguments;
+        on a CPU the backward pass gives the same bits each run.
+
+    Raises:
+        ValueError: if a shape does not fit the spec. TypeError: for other dtypes.
+
+    Source: Mueller et al. 2022, ACM TOG 41(4), section 3.
+    """
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ValueError(f"positions: expected shape [N, 3], got {list(positions.shape)}")
+    if positions.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"positions: expected float32 or float64, got {positions.dtype}")
+    if not table.is_floating_point():
+        raise TypeError(f"table: expected a floating-point tensor, got {table.dtype}")
+    if tuple(table.shape) not in ((spec.n_params,), (spec.n_entries, spec.n_features)):
+        expected = f"shape [{spec.n_params}] or [{spec.n_entries}, {spec.n_features}]"
+        raise ValueError(f"table: expected {expected}, got {list(table.shape)}")
+    rows = table.reshape(spec.n_entries, spec.n_features)
+    return _encode(positions, rows, *_arguments(spec))
+
+
+def _arguments(spec: HashGridSpec) -> tuple[int, int, int, int, float]:
+    return (
+        spec.n_levels,
+        spec.n_features,
+        spec.log2_hashmap_size,
+        spec.base_resolution,
+        spec.per_level_scale,
+    )
+
+
+@torch.library.custom_op("microdiffusion_fast::hash_encoding", mutates_args=())
+def _encode(
+    positions: Tensor,
+    table: Tensor,
+    n_levels: int,
+    n_features: int,
+    log2_hashmap_size: int,
+    base_resolution: int,
+    per_level_scale: float,
+) -> Tensor:
+    spec = HashGridSpec(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
+    return reference.encode(positions, table, spec)
+
+
+@torch.library.custom_op("microdiffusion_fast::hash_encoding_backward", mutates_args=())
+def _encode_backward(
+    grad: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    n_levels: int,
+    n_features: int,
+    log2_hashmap_size: int,
+    base_resolution: int,
+    per_level_scale: float,
+    want_positions: bool,
+) -> tuple[Tensor, Tensor]:
+    spec = HashGridSpec(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
+    return reference.encode_backward(grad, positions, table, spec, want_positions=want_positions)
+
+
+@_encode.register_fake
+def _encode_fake(
+    positions: Tensor, table: Tensor, n_levels: int, n_features: int, *rest: Any
+) -> Tensor:
+    return table.new_empty((positions.shape[0], n_levels * n_features))
+
+
+@_encode_backward.register_fake
+def _encode_backward_fake(
+    grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    rows = positions.shape[0] if rest[-1] else 0
+    return torch.empty_like(table), positions.new_empty((rows, 3))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.spec = inputs[2:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    positions, table = ctx.saved_tensors
+    want_positions = ctx.needs_input_grad[0]
+    grad_table, grad_positions = _encode_backward(grad, positions, table, *ctx.spec, want_positions)
+    return (grad_positions if want_positions else None), grad_table, *[None] * 5
+
+
+_encode.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,166 @@
+"""volume_metrics: sums against numpy, histograms against numpy.histogram, exact merging."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microdiffusion_fast.kernels.volume_metrics import VolumeSums, evaluate_sums, reference
+
+
+def pair(shape: tuple[int, int, int] = (7, 9, 11), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(100.0, 60.0, shape)
+    return x, x + rng.normal(0.0, 20.0, shape)
+
+
+def assert_same_bits(a: VolumeSums, b: VolumeSums) -> None:
+    for field in dataclasses.fields(VolumeSums):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, torch.Tensor):
+            assert left.dtype == right.dtype and torch.equal(left, right), field.name
+        else:
+            assert left == right, field.name
+
+
+@pytest.mark.parametrize("clip", [None, (0.0, 255.0)])
+def test_sums_are_numpys(clip: tuple[float, float] | None) -> None:
+    x, y = pair()
+    sums = evaluate_sums(
+        torch.from_numpy(x), torch.from_numpy(y), scale=1.5, offset=-20.0, clip=clip
+    )
+    a, b = (v * 1.5 - 20.0 for v in (x, y))
+    if clip:
+        a, b = a.clip(*clip), b.clip(*clip)
+    axes = (1, 2)
+    for name, expected in {
+        "n": np.full(7, 99.0),
+        "sum_x": a.sum(axes),
+        "sum_y": b.sum(axes),
+        "sum_xx": (a * a).sum(axes),
+        "sum_yy": (b * b).sum(axes),
+        "sum_xy": (a * b).sum(axes),
+        "sse": ((a - b) ** 2).sum(axes),
+        "mse": ((a - b) ** 2).mean(axes),
+        "min_x": a.min(axes),
+        "max_x": a.max(axes),
+        "min_y": b.min(axes),
+        "max_y": b.max(axes),
+    }.items():
+        np.testing.assert_allclose(getattr(sums, name).numpy(), expected, rtol=1e-12)
+        assert getattr(sums, name).dtype == torch.float64
+    for got, limits, values in (
+        (sums.histogram_x, sums.range_x, a),
+        (sums.histogram_y, sums.range_y, b),
+    ):
+        assert limits == (clip or (values.min(), values.max()))
+        np.testing.assert_array_equal(got.numpy(), np.histogram(values, 256, range=limits)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.integers(1, 6), max_size=3, unique=True))
+def test_blocks_merge_to_the_same_bits(seed: int, cuts: list[int]) -> None:
+    x, y = (torch.from_numpy(v) for v in pair(seed=seed))
+    whole = evaluate_sums(x, y, clip=(0.0, 255.0))
+    edges = [0, *sorted(cuts), 7]
+    blocks = [
+        evaluate_sums(x[lo:hi], y[lo:hi], clip=(0.0, 255.0)) for lo, hi in itertools.pairwise(edges)
+    ]
+    assert_same_bits(functools.reduce(VolumeSums.merge, blocks), whole)
+    if len(blocks) > 2:
+        assert_same_bits(blocks[0].merge(functools.reduce(VolumeSums.merge, blocks[1:])), whole)
+
+
+def test_blocks_with_other_ranges_do_not_merge() -> None:
+    x, y = (torch.from_numpy(v) for v in pair())
+    a = evaluate_sums(x, y, ranges=((0.0, 1.0), (0.0, 1.0)))
+    b = evaluate_sums(x, y, ranges=((0.0, 1.0), (0.0, 2.0)))
+    with pytest.raises(ValueError, match="histogram ranges"):
+        a.merge(b)
+
+
+def test_values_outside_the_range_fall_into_the_end_bins() -> None:
+    x = torch.tensor([-5.0, 0.0, 0.5, 1.0, 7.0], dtype=torch.float64).reshape(1, 1, 5)
+    counts = evaluate_sums(x, x, ranges=((0.0, 1.0), (0.0, 1.0))).histogram_x
+    assert (int(counts[0]), int(counts[128]), int(counts[255])) == (2, 1, 2)
+
+
+def test_a_constant_volume_fills_the_middle_bin() -> None:
+    x = torch.full((2, 3, 4), 7.0)
+    sums = evaluate_sums(x, x)
+    expected = np.histogram(x.numpy(), 256)[0]
+    np.testing.assert_array_equal(sums.histogram_x.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.uint16, torch.int32, torch.float16, torch.bfloat16, torch.float32],
+)
+def test_dtypes_are_read_natively(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (
+        torch.randint(0, 200, (3, 5, 8), generator=generator, dtype=torch.int32).to(dtype)
+        for _ in range(2)
+    )
+    assert_same_bits(evaluate_sums(x, y), evaluate_sums(x.double(), y.double()))
+
+
+def test_bright_flat_volumes_keep_their_small_error() -> None:
+    x = torch.full((1, 64, 64), 60000.0, dtype=torch.float32)
+    y = x.clone()
+    y[0, 3, 4] += 1.0
+    assert float(evaluate_sums(x, y).sse) == 1.0
+
+
+def test_histograms_can_be_left_out() -> None:
+    x, y = (torch.from_numpy(v) for v in pair())
+    full, lean = evaluate_sums(x, y), evaluate_sums(x, y, histograms=False)
+    assert torch.equal(full.sse, lean.sse)
+    assert int(full.histogram_x.sum()) == x.numel()
+    assert int(lean.histogram_x.sum()) == 0
+
+
+def test_edges_are_numpys() -> None:
+    for low, high in ((0.0, 255.0), (-3.7, 1e5), (0.1, 0.1), (1e-9, 2e-9)):
+        expected = np.histogram_bin_edges(np.array([low, high]), 256)
+        np.testing.assert_array_equal(reference.bin_edges(low, high).numpy(), expected)
+
+
+def test_opcheck() -> None:
+    x, y = (torch.from_numpy(v) for v in pair())
+    operator = torch.ops.microdiffusion_fast.volume_metrics.default
+    torch.library.opcheck(operator, (x, y, 2.0, 1.0, [0.0, 255.0], [0.0, 255.0, 0.0, 255.0]))
+    torch.library.opcheck(operator, (x.float(), y.float(), 1.0, 0.0, [], []))
+
+
+def test_errors() -> None:
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=r"^test: expected shape \[2, 3, 4\]"):
+        evaluate_sums(x, x[:1])
+    with pytest.raises(ValueError, match=r"^reference: expected a volume"):
+        evaluate_sums(x[0], x[0])
+    with pytest.raises(ValueError, match=r"^reference: expected a volume"):
+        evaluate_sums(x[:0], x[:0])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        y = x.clone()
+        y[0, 0, 0] = bad
+        with pytest.raises(ValueError, match="finite"):
+            evaluate_sums(x, y)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 300), st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_values_on_bin_edges_are_counted_as_numpy_counts_them(
+    seed: int, levels: int, low: float, width: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = low + width * rng.integers(0, levels + 1, (2, 10, 20)) / levels
+    sums = evaluate_sums(torch.from_numpy(values), torch.from_numpy(values))
+    np.testing.assert_array_equal(sums.histogram_x.numpy(), np.histogram(values, 256)[0])
