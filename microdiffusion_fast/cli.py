@@ -1,0 +1,88 @@
+"""The command line: `microdiffusion-fast demo | simulate | reconstruct | evaluate | train | info`.
+
+Exit codes: 0 success; 2 input the user can mend, with one line on stderr; 130 interrupted; 1 a
+fault of this program. `--debug`, anywhere on the line, shows the traceback of each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer  # noqa: TID253  # the package never imports this module
+
+from microdiffusion_fast.cli_commands import app
+from microdiffusion_fast.cli_options import NAMES
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.progress import Cancelled
+
+
+def main() -> None:
+    """Entry point of the console scripts."""
+    # A batch system's time limit ends the program like Ctrl-C: temporary outputs are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; faults become one line on stderr."""
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"] or ["--help"]
+    usage_error = typer.BadParameter.__mro__[2]  # every complaint of the parser derives from it
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(arguments, prog_name="microdiffusion-fast", standalone_mode=False)
+            # The parser turns Ctrl-C into a return value of 130.
+            return _fail("interrupted", 130) if code == 130 else int(code or 0)
+        except (KeyboardInterrupt, typer.Abort, Cancelled):
+            return _fail("interrupted", 130, debug=debug)
+        except typer.Exit as stop:
+            return int(stop.exit_code)
+        except BrokenPipeError:
+            # Whoever read our output has gone; a flush at exit must not complain again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            if isinstance(error, usage_error):
+                words = error.format_message()  # type: ignore[attr-defined]
+                return _fail(f"error: {words}", 2, debug=debug)
+            if _is_users(error):
+                return _fail(f"error: {_words(error)}", 2, debug=debug)
+            kind = type(error).__name__
+            hint = "" if debug else " (a fault of this program: --debug shows where)"
+            return _fail(f"error: {kind}: {error}{hint}", 1, debug=debug)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the user can mend it: bad input, a file, or an argument that a kernel refused."""
+    if isinstance(error, InputError | OSError):
+        return True
+    worded = re.match(r"\w+: expected .+, got ", str(error), re.DOTALL)
+    return isinstance(error, ValueError | TypeError) and worded is not None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error)
+    name = text.partition(":")[0]
+    # Python's names of the options, as the command line spells them.
+    return f"--{name.replace('_', '-')}{text[len(name) :]}" if name in NAMES else text
+
+
+def _fail(message: str, code: int, *, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,328 @@
+"""The commands of the command line, one function each.
+
+They import what they need when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer  # noqa: TID253  # the package never imports this module
+
+from microdiffusion_fast import cli_options as option
+from microdiffusion_fast.errors import InputError
+
+app = typer.Typer(
+    name="microdiffusion-fast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Depth-resolved volumes from axially averaged microscope projections."""
+
+
+@app.command()
+def demo(
+    output: option.Folder,
+    volume: option.MaybeVolume = None,
+    step_length: option.StepLengthOf = 6,
+    stride: option.Stride = None,
+    weights: option.Weights = None,
+    noise: option.NoiseModel = None,
+    blur: option.Blur = 0.0,
+    clip: option.Clip = True,
+    preset: option.Preset = "fast",
+    steps: option.Steps = None,
+    gamma: option.Gamma = None,
+    samples: option.Samples = 1,
+    adapt: option.Adapt = True,
+    axial_blur: option.AxialBlur = None,
+    seed: option.Seed = 0,
+    device: option.Device = None,
+    overwrite: option.Overwrite = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Simulate projections of VOLUME (or of a phantom), reconstruct, evaluate and draw."""
+    from microdiffusion_fast import cli_support as support
+    from microdiffusion_fast.demo import run_demo
+    from microdiffusion_fast.info import device_line
+    from microdiffusion_fast.progress import format_seconds
+
+    if not quiet:
+        print(device_line(), flush=True)
+    result = run_demo(
+        output,
+        volume=volume,
+        step_length=step_length,
+        stride=stride,
+        weights=support.parse_numbers(weights, "--weights"),
+        noise=support.parse_noise(noise),
+        blur=blur,
+        clip=clip,
+        preset=preset,
+        steps=steps,
+        gamma=support.parse_gamma(gamma),
+        samples=samples,
+        adapt=adapt,
+        axial_blur=axial_blur,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    if quiet:
+        return
+    scores = result.metrics["methods"]
+    support.print_scores(scores, result.metrics["misfits"])
+    print(support.verdict(scores))
+    names = ", ".join(sorted(path.name for path in result.folder.iterdir()))
+    seconds = format_seconds(result.metrics["seconds"]["total"])
+    print(f"wrote {output} in {seconds}: {names}")
+    again = {
+        "-o": "again.ome.tif",
+        "--preset": preset,
+        "--steps": steps,
+        "--gamma": gamma,
+        "--samples": samples if samples > 1 else None,
+        "--no-adapt": not adapt,
+        "--axial-blur": axial_blur,
+        "--seed": seed,
+        "--device": device,
+        "--truth": output / "truth.ome.tif",
+    }
+    line = support.command_line("reconstruct", [output / "projections.ome.tif"], again)
+    print(f"recreate with: {line}")
+
+
+@app.command()
+def simulate(
+    volume: option.Volume,
+    output: option.Output,
+    step_length: option.StepLengthOf,
+    stride: option.Stride = None,
+    weights: option.Weights = None,
+    noise: option.NoiseModel = None,
+    voxel_size: option.VoxelSize = None,
+    seed: option.Seed = 0,
+    overwrite: option.Overwrite = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Make the projections that a microscope would take of VOLUME."""
+    from microdiffusion_fast import cli_support as support
+    from microdiffusion_fast.simulate import simulate_projections
+
+    given = support.parse_numbers(weights, "--weights"), support.parse_noise(noise)
+    support.check_output_file(output, overwrite=overwrite, argument=support.OUTPUT, inputs=[volume])
+    image, data = support.read_image(volume, support.VOLUME)
+    # The volume itself is sound: what is wrong now is the geometry.
+    with support.naming(projections="--step-length", volume=support.VOLUME):
+        projections = simulate_projections(
+            data,
+            step_length=step_length,
+            stride=stride,
+            weights=given[0],
+            noise=given[1],
+            seed=seed,
+            voxel_size=voxel_size or image.voxel_size,
+        )
+    if projections.voxel_size is None:
+        _warn_no_voxel_size(volume)
+    with support.naming(path=support.OUTPUT):
+        projections.save(output, overwrite=overwrite)
+    if not quiet:
+        count, height, width = projections.images.shape
+        print(f"wrote {output}: {count} projections of {height} x {width} pixels")
+
+
+@app.command()
+def reconstruct(
+    projections: option.Projected,
+    output: option.Output,
+    step_length: option.StepLength = None,
+    stride: option.Stride = None,
+    weights: option.Weights = None,
+    start: option.Start = None,
+    depth: option.Depth = None,
+    voxel_size: option.VoxelSize = None,
+    truth: option.Truth = None,
+    uncertainty: option.Uncertainty = None,
+    preset: option.Preset = "fast",
+    steps: option.Steps = None,
+    sampler: option.Sampler = None,
+    gamma: option.Gamma = None,
+    guidance: option.Guidance = 0.0,
+    samples: option.Samples = 1,
+    consistency: option.Consistency = "hard",
+    adapt: option.Adapt = True,
+    adapt_steps: option.AdaptSteps = None,
+    axial_blur: option.AxialBlur = None,
+    denoiser: option.Denoiser = None,
+    seed: option.Seed = 0,
+    device: option.Device = None,
+    batch_size: option.BatchSize = None,
+    overwrite: option.Overwrite = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Reconstruct the volume [Z, Y, X] behind a stack of projections."""
+    from microdiffusion_fast import cli_support as support
+    from microdiffusion_fast.progress import format_seconds
+    from microdiffusion_fast.projections import Projections
+
+    # Everything that can be wrong with the call is found before the long computation.
+    begun = time.perf_counter()
+    gammas, taps = support.parse_gamma(gamma), support.parse_numbers(weights, "--weights")
+    outputs = [(output, support.OUTPUT)]
+    if uncertainty is not None:
+        if samples < 2:
+            raise InputError("--uncertainty", "--samples of at least 2 with it", samples)
+        if uncertainty.absolute() == output.absolute():
+            raise InputError("--uncertainty", "another file than -o", str(uncertainty))
+        outputs.append((uncertainty, "--uncertainty"))
+    inputs = [path for path in (projections, truth, denoiser) if path is not None]
+    for path, name in outputs:
+        support.check_output_file(path, overwrite=overwrite, argument=name, inputs=inputs)
+    with support.naming(path=support.PROJ, projections=support.PROJ):
+        stack = Projections.from_any(
+            projections,
+            step_length=step_length,
+            stride=stride,
+            weights=taps,
+            start=start,
+            depth=depth,
+            voxel_size=voxel_size,
+        )
+    known = None if truth is None else support.read_truth(truth, stack)
+    if stack.voxel_size is None:
+        _warn_no_voxel_size(projections)
+
+    from microdiffusion_fast.reconstruct import reconstruct as compute
+
+    result = compute(
+        stack,
+        preset=preset,
+        steps=steps,
+        sampler=sampler,
+        gamma=gammas,
+        guidance=guidance,
+        samples=samples,
+        consistency=consistency,
+        adapt=adapt,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        denoiser=denoiser,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        progress=not quiet,
+    )
+    with support.naming(path=support.OUTPUT):
+        result.save(output, overwrite=overwrite)
+    if uncertainty is not None and result.uncertainty is not None:
+        support.write_beside(uncertainty, result.uncertainty, stack, overwrite=overwrite)
+    if known is not None:
+        from microdiffusion_fast.demo import baselines, score
+
+        made = {"inr": result.prior, "reconstruction": result.volume}
+        scores = score({**baselines(stack), **made}, known, stack)
+        support.print_scores(scores)
+        print(support.verdict(scores))
+    if quiet:
+        return
+    z, y, x = result.volume.shape
+    print(f"wrote {output}: {z} x {y} x {x} in {format_seconds(time.perf_counter() - begun)}")
+    again: dict[str, Any] = {
+        "-o": output,
+        "--step-length": stack.step_length,
+        "--stride": stack.stride,
+        "--weights": stack.weights and ",".join(f"{weight:.9g}" for weight in stack.weights),
+        "--start": stack.start or None,
+        "--depth": stack.depth,
+        "--voxel-size": voxel_size,
+        "--preset": preset,
+        "--steps": steps,
+        "--sampler": sampler,
+        "--gamma": gamma,
+        "--guidance": guidance or None,
+        "--samples": samples if samples > 1 else None,
+        "--consistency": consistency,
+        "--no-adapt": not adapt,
+        "--adapt-steps": adapt_steps,
+        "--axial-blur": axial_blur,
+        "--denoiser": denoiser,
+        "--seed": seed,
+        "--device": device,
+        "--overwrite": True,
+    }
+    print(f"recreate with: {support.command_line('reconstruct', [projections], again)}")
+
+
+@app.command()
+def evaluate(
+    recon: option.Recon,
+    truth: option.TruthArgument,
+    window: option.Window = "uniform",
+    as_json: option.AsJson = False,
+) -> None:
+    """Compare RECON with TRUTH: PSNR and SSIM (means over slices) and DICE."""
+    from microdiffusion_fast import cli_support as support
+    from microdiffusion_fast import metrics
+
+    _, test = support.read_image(recon, "RECON")
+    _, reference = support.read_image(truth, "TRUTH")
+    with support.naming(test="RECON", reference="TRUTH"):
+        scores = metrics.evaluate(test, reference, window=window).as_dict()
+    if as_json:
+        print(json.dumps(support.to_json(scores)))
+    else:
+        support.print_scores({recon.name: scores})
+
+
+@app.command()
+def train(
+    output: option.Output,
+    steps: option.TrainSteps = None,
+    seed: option.Seed = 0,
+    volumes: option.Volumes = None,
+    resume: option.Resume = False,
+    overwrite: option.Overwrite = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Train a denoiser on simulated volumes."""
+    from microdiffusion_fast import training
+    from microdiffusion_fast.cli_support import OUTPUT
+
+    if output.exists() and not (overwrite or resume):
+        raise InputError(OUTPUT, "a new file (or --overwrite, --resume)", f"{output}, which exists")
+    if not output.absolute().parent.is_dir():
+        raise InputError(OUTPUT, "a file in an existing folder", str(output))
+    given = {"steps": steps, "seed": seed, "volumes": volumes}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    config = training.TrainingConfig(**chosen)
+    training.train(output, config=config, resume=resume, progress=not quiet)
+    if not quiet:
+        print(f"wrote {output}")
+
+
+@app.command()
+def info(as_json: option.AsJson = False) -> None:
+    """Say which backends are in use, and why not the others."""
+    from microdiffusion_fast.info import collect_info, info_lines
+
+    found = collect_info()
+    print(json.dumps(found) if as_json else "\n".join(info_lines(found)))
+
+
+def _warn_no_voxel_size(path: Path) -> None:
+    words = f"{path} states no voxel size, the result carries none (--voxel-size Z Y X sets it)"
+    print(f"warning: {words}", file=sys.stderr, flush=True)

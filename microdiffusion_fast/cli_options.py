@@ -1,0 +1,183 @@
+"""The options that commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer  # noqa: TID253  # the package never imports this module
+
+_GEOMETRY, _MODEL = "Geometry", "Reconstruction"
+
+
+def _seed(value: int) -> int:
+    # A range in the declaration would print its 19 digits in every help text.
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"expected an integer from 0 to 2^63 - 1, got {value}")
+    return value
+
+
+Volume = Annotated[Path, typer.Argument(metavar="VOLUME", help="Volume: TIFF, OME-Zarr or NPY.")]
+Projected = Annotated[Path, typer.Argument(metavar="PROJ", help="Stack of projections.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+Seed = Annotated[int, typer.Option(callback=_seed, help="Same seed, same result.")]
+StepLength = Annotated[
+    int | None, typer.Option(help="Slices in one projection.", rich_help_panel=_GEOMETRY)
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Slices between the starts of two projections; default the step length.",
+        rich_help_panel=_GEOMETRY,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="W,W,...",
+        help="Axial weights, one a slice, that sum to 1; default uniform.",
+        rich_help_panel=_GEOMETRY,
+    ),
+]
+NoiseModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="photons=N,read=N",
+        help="Camera noise (also background=N, bits=N); photons is the count at the brightest.",
+    ),
+]
+VoxelSize = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        metavar="Z Y X",
+        help="Voxel size of the volume in micrometres; default what the file says.",
+        rich_help_panel=_GEOMETRY,
+    ),
+]
+Preset = Annotated[
+    Literal["fast", "paper"],
+    typer.Option(help="Defaults: this package's or the paper's.", rich_help_panel=_MODEL),
+]
+Gamma = Annotated[
+    str | None,
+    typer.Option(
+        metavar="G[,G...]",
+        help="Weight of the prior in the blend, 0 to 1; one, or one a step.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Diffusion steps.", rich_help_panel=_MODEL)]
+Samples = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Reconstructions to average; from 2, uncertainty too.", rich_help_panel=_MODEL
+    ),
+]
+Adapt = Annotated[
+    bool,
+    typer.Option(
+        "--adapt/--no-adapt",
+        help="Adapt the denoiser to this volume (about a minute).",
+        rich_help_panel=_MODEL,
+    ),
+]
+AxialBlur = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Blur of the volume along z beyond that across, sigma in slices; default estimated.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; default what there is.", rich_help_panel=_MODEL)
+]
+Start = Annotated[
+    int | None,
+    typer.Option(help="First slice of the first projection.", rich_help_panel=_GEOMETRY),
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        help="Slices of the volume; default the end of the last projection.",
+        rich_help_panel=_GEOMETRY,
+    ),
+]
+Truth = Annotated[
+    Path | None, typer.Option(metavar="VOLUME", help="The known volume: prints the scores.")
+]
+Uncertainty = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the standard deviation of --samples to a file."),
+]
+Sampler = Annotated[
+    Literal["ddim", "ddpm", "dpm++"] | None,
+    typer.Option(help="Default: the preset's.", rich_help_panel=_MODEL),
+]
+Guidance = Annotated[
+    float,
+    typer.Option(help="Classifier-free guidance strength w.", rich_help_panel=_MODEL),
+]
+Consistency = Annotated[
+    Literal["hard", "soft", "off"],
+    typer.Option(help="How strictly A x = y is kept.", rich_help_panel=_MODEL),
+]
+AdaptSteps = Annotated[
+    int | None, typer.Option(help="Budget of the adaptation.", rich_help_panel=_MODEL)
+]
+Denoiser = Annotated[
+    Path | None,
+    typer.Option(metavar="CHECKPOINT", help="Default the shipped weights.", rich_help_panel=_MODEL),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Slices at a time; changes memory, not the result."),
+]
+Recon = Annotated[Path, typer.Argument(metavar="RECON", help="The reconstruction.")]
+TruthArgument = Annotated[Path, typer.Argument(metavar="TRUTH", help="The known volume.")]
+Window = Annotated[
+    Literal["uniform", "gaussian", "global"], typer.Option(help="Window of the SSIM.")
+]
+Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of results.")]
+MaybeVolume = Annotated[
+    Path | None,
+    typer.Argument(metavar="[VOLUME]", help="Volume to project; default a vessel phantom."),
+]
+StepLengthOf = Annotated[
+    int, typer.Option("--step-length", help="Slices in one projection.", rich_help_panel=_GEOMETRY)
+]
+Blur = Annotated[float, typer.Option(min=0.0, help="Blur VOLUME along z first, sigma in slices.")]
+Clip = Annotated[
+    bool, typer.Option("--clip/--no-clip", help="Limit VOLUME to its 0.1-99.9 percentiles first.")
+]
+TrainSteps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
+Volumes = Annotated[int | None, typer.Option(min=1, help="Simulated volumes to learn from.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUTPUT stopped.")]
+
+# Arguments in Python that are options here, for the wording of errors.
+NAMES = {
+    "step_length",
+    "stride",
+    "weights",
+    "start",
+    "depth",
+    "voxel_size",
+    "preset",
+    "steps",
+    "sampler",
+    "gamma",
+    "guidance",
+    "samples",
+    "consistency",
+    "adapt_steps",
+    "axial_blur",
+    "denoiser",
+    "seed",
+    "device",
+    "batch_size",
+    "blur",
+    "volumes",
+}
