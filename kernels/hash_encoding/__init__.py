@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .grid import hash_encoding_grid
 from .reference import HashGridSpec
 
-__all__ = ["HashGridSpec", "hash_encoding"]
+__all__ = ["HashGridSpec", "hash_encoding", "hash_encoding_grid"]
 
 
 def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
