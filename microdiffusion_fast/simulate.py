@@ -88,7 +88,13 @@ def simulate_volume(
     return np.clip(image / max(white, 1e-6), 0, 1).astype(np.float32)
 
 
-def random_volume(seed: int, shape: Sequence[int] = (96, 128, 128), *, noise: bool = True) -> Array:
+def random_volume(
+    seed: int,
+    shape: Sequence[int] = (96, 128, 128),
+    *,
+    noise: bool = True,
+    isotropic: bool = False,
+) -> Array:
     """Draw a volume [Z, Y, X] in [0, 1] from the training distribution.
 
     Kind, morphology, tissue background, optics, contrast and camera are all drawn at random, wide
@@ -98,6 +104,8 @@ def random_volume(seed: int, shape: Sequence[int] = (96, 128, 128), *, noise: bo
         seed: the same seed and shape give the same bits.
         shape: slices, rows and columns.
         noise: False leaves the camera out (the tissue's own texture stays).
+        isotropic: True draws point spreads as sharp along z as across, without an axial tail, so
+            that any axis may play the depth and an axial blur can be added that is known.
 
     Raises:
         InputError: a shape that is not three sizes of at least 8, or a negative seed.
@@ -118,6 +126,8 @@ def random_volume(seed: int, shape: Sequence[int] = (96, 128, 128), *, noise: bo
     tissue = Tissue.random(rng)
     optics = Optics.random(rng)
     axial, lateral, _ = optics.psf_sigma
+    if isotropic:
+        axial, optics = lateral, replace(optics, tail=0.0)
     optics = replace(optics, psf_sigma=(axial / aspect, lateral, lateral))
     # thin structures lose most of their brightness in the blur: without this the tissue wins
     seen = float(np.quantile(optics.blur(specimen)[::2], 0.998))

@@ -1,0 +1,98 @@
+"""The denoiser on a whole stack: what the sampler calls at each step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, Geometry
+from .forward_model import AxialProjection
+from .schedule import NoiseLevel, NoiseSchedule
+from .training_data import axial_spread
+
+
+class StackDenoiser:
+    """A denoiser bound to one stack: encodes it once, then denoises states of the whole volume.
+
+    Args:
+        denoiser: the network.
+        projections: [K, Y, X], spanning about [0, 1].
+        operator: the acquisition.
+        prior: [Z, Y, X] in the same units.
+        axial_blur: what to tell the network, in slices.
+        batch: slices per forward pass; the volume does not depend on it beyond rounding.
+        guided: also give the unconditional prediction, without the features of the projections.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        projections: Tensor,
+        operator: AxialProjection,
+        prior: Tensor,
+        *,
+        axial_blur: float = 0.0,
+        batch: int = 8,
+        guided: bool = False,
+    ) -> None:
+        spread = axial_spread(operator.weights)
+        self.geometry = Geometry(operator.step_length, operator.stride, axial_blur, spread)
+        self.denoiser, self.batch, self.guided = denoiser.eval(), batch, guided
+        self.prior = to_network(prior)
+        self.base = to_network(operator.interpolate(projections))
+        with torch.no_grad():
+            self.features = denoiser.encode(to_network(projections), self.geometry, batch=batch)
+        slices = torch.arange(operator.depth, dtype=torch.float64)
+        offsets = slices[:, None] - operator.centres[None, :]
+        nearest = offsets.abs().argmin(dim=1, keepdim=True)
+        self.window = nearest[:, 0].to(projections.device)
+        self.position = offsets.gather(1, nearest)[:, 0].to(projections)
+
+    def __call__(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor | tuple[Tensor, Tensor]:
+        """Posterior mean [Z, Y, X] given the blended state, in network units; a pair if guided."""
+        conditional = self._denoise(x, level, self.features)
+        if not self.guided:
+            return conditional
+        return conditional, self._denoise(x, level, torch.zeros_like(self.features[:1]))
+
+    @torch.no_grad()
+    def _denoise(self, x: Tensor, level: NoiseLevel, features: Tensor) -> Tensor:
+        depth = len(x)
+        clean = torch.empty_like(x)
+        for index in torch.arange(depth, device=x.device).split(self.batch):
+            near = torch.stack([(index + d).clamp(0, depth - 1) for d in (-1, 0, 1)], dim=1)
+            window = self.window[index].clamp(max=len(features) - 1)
+            clean[index] = self.denoiser.denoise(
+                features[window],
+                x[near],
+                self.prior[near],
+                self.base[index],
+                self.position[index],
+                self.geometry,
+                x.new_tensor([level]).expand(len(index), 3),
+            )
+        return clean
+
+
+def to_network(x: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return x * 2 - 1
+
+
+def from_network(x: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1]."""
+    return (x + 1) / 2
+
+
+def posterior_mean(
+    denoiser: Denoiser, projections: Tensor, operator: AxialProjection, *, axial_blur: float = 0.0
+) -> Tensor:
+    """One call of the network from pure noise, with interpolation as the prior, [Z, Y, X]."""
+    prior = operator.interpolate(projections)
+    stack = StackDenoiser(denoiser, projections, operator, prior, axial_blur=axial_blur)
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(prior.shape, generator=generator)
+    schedule = NoiseSchedule()
+    mean = stack(state, 0, schedule.level(schedule.steps))
+    assert isinstance(mean, Tensor)
+    return from_network(mean)

@@ -1,0 +1,213 @@
+"""Pretraining of the denoiser on simulated volumes: `microdiffusion-fast train`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, save_denoiser
+from .errors import InputError
+from .progress import Progress, ProgressCallback
+from .schedule import NoiseSchedule
+from .simulate import random_volume
+from .training_data import Acquisition, Source, draw_batch
+from .training_step import fast_bfloat16, training_loss
+
+VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
+_SLICES = 24  # slices a step predicts, about: windows times stride
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe of the shipped weights, all of it.
+
+    Attributes:
+        steps: optimiser steps.
+        volumes: simulated volumes to draw windows from.
+        side: their side in voxels.
+        size: side of a window in pixels.
+        learning_rate: peak; 200 steps of warm-up, then a cosine.
+        seed: of volumes, windows, noise and weights.
+        averaging: decay of the moving average of the weights, which is what is saved.
+        checkpoint: steps between checkpoints.
+    """
+
+    steps: int = 6000
+    volumes: int = 400
+    side: int = 96
+    size: int = 64
+    learning_rate: float = 1.2e-3
+    seed: int = 0
+    averaging: float = 0.998
+    checkpoint: int = 250
+
+    def __post_init__(self) -> None:
+        limits = {"steps": 1, "volumes": 1, "side": 64, "size": 16, "checkpoint": 1}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise InputError(name, f"an integer of at least {least}", getattr(self, name))
+        if not 0 <= self.seed < 1000:
+            raise InputError("seed", "an integer in [0, 1000)", self.seed)
+
+
+def simulated_source(seed: int, side: int) -> Source:
+    """One simulated volume, scaled so that its projections span about [0, 1]."""
+    volume = torch.from_numpy(random_volume(seed, (side,) * 3, noise=False, isotropic=True))
+    windows = volume[: side // 6 * 6].unflatten(0, (-1, 6)).mean(1).numpy()
+    low, high = np.percentile(windows, [0.1, 99.9])
+    scaled = (volume - float(low)) / max(float(high - low), 1e-3)
+    return Source(scaled.half(), (0, 1, 2))
+
+
+def train(
+    output: str | Path,
+    *,
+    config: TrainingConfig | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callback: ProgressCallback | None = None,
+) -> Path:
+    """Train the denoiser and write its averaged weights to `output` (.safetensors).
+
+    The state beside it (`.state.safetensors`) is replaced at every checkpoint. Every step draws
+    from generators seeded by (seed, step), so a resumed run equals an uninterrupted one.
+
+    Raises:
+        InputError: output exists and `resume` is False, or it was begun with another recipe.
+    """
+    config = config or TrainingConfig()
+    path = Path(output)
+    if path.suffix != ".safetensors":
+        raise InputError("output", "a path that ends in .safetensors", str(path))
+    if not path.parent.is_dir():
+        raise InputError("output", "a path in an existing folder", str(path))
+    if path.exists() and not resume:
+        raise InputError("output", "a path that does not exist, or --resume", str(path))
+    torch.manual_seed(config.seed)
+    denoiser = Denoiser()
+    run = _Run(denoiser, config, path)
+    if resume:
+        run.load()
+    sources = []
+    with Progress("simulate", config.volumes, enabled=progress, callback=callback) as bar:
+        for index in range(config.volumes):
+            sources.append(simulated_source(config.seed * 100_000 + index, config.side))
+            bar.advance(1)
+    schedule = NoiseSchedule()
+    left = config.steps - run.step
+    with Progress("train", left, enabled=progress, callback=callback) as bar:
+        while run.step < config.steps:
+            gain = _train_step(run, sources, schedule, config)
+            run.average(config.averaging)
+            if run.step % config.checkpoint == 0 or run.step == config.steps:
+                run.save()
+            bar.advance(1, note=f"{gain:+.2f} dB over interpolation")
+    return path
+
+
+def _train_step(
+    run: _Run, sources: list[Source], schedule: NoiseSchedule, config: TrainingConfig
+) -> float:
+    """One optimiser step; returns the gain over linear interpolation in dB."""
+    rng = np.random.default_rng([config.seed, run.step])
+    generator = torch.Generator().manual_seed(config.seed * 10_000_000 + run.step)
+    acquisition = Acquisition.random(rng)
+    count = max(1, round(_SLICES / acquisition.stride))
+    noise = 0.0
+    if rng.random() < 0.7:
+        sigma = math.exp(rng.uniform(math.log(0.001), math.log(0.06)))
+        noise = sigma / math.sqrt(acquisition.step_length)
+    drawn = [sources[int(i)] for i in rng.integers(len(sources), size=count)]
+    noisy = [Source(source.volume, source.depth_axes, noise) for source in drawn]
+    batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size)
+    error, reference = training_loss(
+        run.denoiser, batch, acquisition, schedule, generator, mixed=fast_bfloat16()
+    )
+    warm = min(1.0, (run.step + 1) / 200)
+    rate = config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * run.step / config.steps))
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate + 1e-5
+    # relative to interpolation: dim and bright structures count alike
+    loss = error / (reference.detach() + 1e-4)
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.denoiser.parameters(), 1.0)
+    run.optimiser.step()
+    run.step += 1
+    return 10 * math.log10((float(reference) + 1e-9) / (float(error.detach()) + 1e-9))
+
+
+class _Run:
+    """Weights, their average and the optimiser, saved and loaded together."""
+
+    def __init__(self, denoiser: Denoiser, config: TrainingConfig, path: Path) -> None:
+        self.denoiser, self.config, self.path, self.step = denoiser, config, path, 0
+        self.averaged = {name: value.clone() for name, value in denoiser.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-3
+        )
+
+    @property
+    def state_path(self) -> Path:
+        return self.path.with_suffix(".state.safetensors")
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Exponential moving average of the weights, quicker while young."""
+        decay = min(decay, (self.step + 1) / (self.step + 10))
+        for name, value in self.denoiser.state_dict().items():
+            self.averaged[name].lerp_(value, 1 - decay)
+
+    def save(self) -> None:
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.denoiser.state_dict().items():
+            tensors[f"weight.{name}"] = value
+            tensors[f"average.{name}"] = self.averaged[name]
+        for name, parameter in self.denoiser.named_parameters():
+            moments = self.optimiser.state[parameter]
+            tensors[f"first.{name}"] = moments["exp_avg"]
+            tensors[f"second.{name}"] = moments["exp_avg_sq"]
+        recipe = json.dumps(asdict(self.config))
+        part = self.state_path.with_name(self.state_path.name + ".partial")
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(contiguous, part, {"step": str(self.step), "recipe": recipe})
+        part.replace(self.state_path)
+        averaged = Denoiser(self.denoiser.config)
+        averaged.load_state_dict(self.averaged)
+        save_denoiser(self.path, averaged, {"recipe": recipe, "step": str(self.step)})
+
+    def load(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        if not self.state_path.is_file():
+            raise InputError("resume", f"a training state {self.state_path}", "none")
+        try:
+            with safe_open(self.state_path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise InputError("resume", "a safetensors state", str(error)) from None
+        if metadata.get("recipe") != json.dumps(asdict(self.config)):
+            raise InputError("resume", "the recipe it was begun with", asdict(self.config))
+        self.step = int(metadata["step"])
+        self.denoiser.load_state_dict(_part(tensors, "weight."))
+        self.averaged = _part(tensors, "average.")
+        first, second = _part(tensors, "first."), _part(tensors, "second.")
+        for name, parameter in self.denoiser.named_parameters():
+            self.optimiser.state[parameter] = {
+                "step": torch.tensor(float(self.step)),
+                "exp_avg": first[name].clone(memory_format=torch.preserve_format),
+                "exp_avg_sq": second[name],
+            }
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

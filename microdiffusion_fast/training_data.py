@@ -1,0 +1,179 @@
+"""Training pairs: random windows of known volumes, seen as a stack would see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .denoiser import CONTEXT, Geometry
+
+EDGE_SHARE = 0.25  # windows drawn at a stack's end, where context repeats the last projection
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume to learn from.
+
+    Attributes:
+        volume: [Z, Y, X], in units where the projections span about [0, 1].
+        depth_axes: axes that may play the depth.
+        noise: standard deviation of white noise to add to the mock projections.
+    """
+
+    volume: Tensor
+    depth_axes: tuple[int, ...]
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One way to record a stack: geometry and axial weights [s]."""
+
+    step_length: int
+    stride: int
+    weights: Tensor
+    axial_blur: float = 0.0
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.step_length, self.stride, self.axial_blur, axial_spread(self.weights))
+
+    @classmethod
+    def uniform(cls, step_length: int, stride: int | None = None, blur: float = 0.0) -> Acquisition:
+        weights = torch.full((step_length,), 1.0 / step_length)
+        return cls(step_length, stride or step_length, weights, blur)
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Acquisition:
+        """Draw one of the acquisitions that one checkpoint serves: step lengths 2 to 12, and now
+        and then their double, at which adaptation is checked."""
+        s = int(rng.choice(np.arange(2, 13), p=_STEP_SHARES))
+        s *= 2 if s > 6 and rng.random() < 0.3 else 1
+        stride = s if rng.random() < 0.8 else int(rng.integers(max(1, s // 2), s + 4))
+        blur = 0.0 if rng.random() < 0.35 else float(rng.uniform(0.3, 4.0))
+        drawn = cls.uniform(s, stride, blur)
+        if rng.random() < 0.85:
+            return drawn
+        taps = torch.arange(s) - (s - 1) / 2
+        weights = torch.exp(-0.5 * (taps / (s * float(rng.uniform(0.2, 0.6)))) ** 2)
+        return replace(drawn, weights=weights / weights.sum())
+
+
+_STEP_SHARES = np.array([1, 1, 1.5, 2, 4, 2, 2, 1, 1.5, 1, 2]) / 19.0
+
+
+def axial_spread(weights: Tensor) -> float:
+    """Width of the axial weights relative to the plain mean of as many slices (1 for uniform)."""
+    w = weights.double()
+    taps = torch.arange(len(w), dtype=torch.float64)
+    centre = (w * taps).sum()
+    variance = float((w * (taps - centre) ** 2).sum())
+    return math.sqrt(variance / ((len(w) ** 2 - 1) / 12))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows with their context and the true slices around them.
+
+    Attributes:
+        windows: [B, 2 * CONTEXT + 1, Y, X] projections.
+        slices: [B, S + 2, Y, X] the S slices nearest to the window, and one beyond on either side.
+        positions: [B, S + 2] offset of each from the window's centre, in slices.
+    """
+
+    windows: Tensor
+    slices: Tensor
+    positions: Tensor
+
+
+def blur_depth(volume: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [Z, ...] along the first axis, ends repeated."""
+    if sigma <= 0.1:
+        return volume
+    radius = math.ceil(3 * sigma)
+    taps = torch.arange(-radius, radius + 1, dtype=volume.dtype)
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    flat = volume.reshape(1, 1, volume.shape[0], -1)
+    padded = F.pad(flat, (0, 0, radius, radius), mode="replicate")
+    return F.conv2d(padded, (kernel / kernel.sum())[None, None, :, None]).reshape(volume.shape)
+
+
+def draw_batch(
+    sources: Sequence[Source],
+    acquisition: Acquisition,
+    rng: np.random.Generator,
+    *,
+    count: int,
+    size: int,
+) -> Batch:
+    """Draw `count` random windows of `size` x `size` pixels, mirrored, turned and scaled."""
+    drawn = [
+        _draw(sources[int(rng.integers(len(sources)))], acquisition, rng, size)
+        for _ in range(count)
+    ]
+    windows, slices, positions = zip(*drawn, strict=True)
+    return Batch(torch.stack(windows), torch.stack(slices), torch.stack(positions))
+
+
+def _draw(
+    source: Source, acquisition: Acquisition, rng: np.random.Generator, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    s, stride = acquisition.step_length, acquisition.stride
+    axis = source.depth_axes[int(rng.integers(len(source.depth_axes)))]
+    volume = source.volume.movedim(axis, 0)
+    if rng.random() < 0.5:
+        volume = volume.transpose(1, 2)
+    depth, height, width = volume.shape
+    fitting = (depth - s) // stride  # index of the last window that fits after the first
+    slack = depth - s - fitting * stride
+    offset = int(rng.integers(slack + 1))
+    if rng.random() < EDGE_SHARE or fitting <= 2 * CONTEXT:
+        centre = int(rng.choice([0, 1, fitting - 1, fitting])) if fitting > 0 else 0
+    else:
+        centre = int(rng.integers(CONTEXT, fitting - CONTEXT + 1))
+    first, last = max(0, centre - CONTEXT), min(fitting, centre + CONTEXT)
+    y = int(rng.integers(max(1, height - size + 1)))
+    x = int(rng.integers(max(1, width - size + 1)))
+
+    span = max(s, stride) + 2  # the slices to predict reach beyond the window where there are gaps
+    lead = (span - s + 1) // 2
+    margin = math.ceil(3 * acquisition.axial_blur) + lead
+    start = offset + first * stride - margin
+    stop = offset + last * stride + s + margin
+    index = torch.arange(start, stop).clamp(0, depth - 1)
+    block = volume[index, y : y + size, x : x + size].float()
+    block = blur_depth(block, acquisition.axial_blur)
+
+    def place(window: int) -> int:
+        return offset + window * stride - start
+
+    def project(window: int) -> Tensor:
+        low = place(min(max(window, first), last))
+        return torch.tensordot(acquisition.weights, block[low : low + s], 1)
+
+    windows = torch.stack([project(k) for k in range(centre - CONTEXT, centre + CONTEXT + 1)])
+    taps = torch.arange(s, dtype=torch.float64)
+    middle = place(centre) + float((acquisition.weights.double() * taps).sum())
+    low = math.ceil(middle - stride / 2 - 1e-9)
+    chosen = torch.arange(low - 1, low + stride + 1)
+    slices = block[chosen]
+    positions = (chosen - middle).float()
+
+    gain, shift = math.exp(0.25 * rng.normal()), 0.05 * rng.normal()
+    windows, slices = windows * gain + shift, slices * gain + shift
+    if source.noise:
+        noise = torch.from_numpy(rng.standard_normal(windows.shape, dtype=np.float32))
+        windows = windows + (gain * source.noise) * noise
+    if rng.random() < 0.5:
+        windows, slices = windows.flip(2), slices.flip(2)
+    if rng.random() < 0.5:
+        windows, slices = windows.flip(1), slices.flip(1)
+    if rng.random() < 0.5:
+        windows, slices, positions = windows.flip(0), slices.flip(0), -positions.flip(0)
+    return windows, slices, positions
