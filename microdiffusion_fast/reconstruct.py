@@ -1,0 +1,321 @@
+"""From a stack of projections to a depth-resolved volume: the only orchestrator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .adaptation import AdaptOptions, adapt
+from .denoiser import load_denoiser
+from .errors import InputError
+from .forward_model import AxialProjection
+from .inference import StackDenoiser, from_network, to_network
+from .inr import INROptions, estimate_noise, fit_inr
+from .progress import Progress, ProgressCallback
+from .projections import Projections
+from .sampler import sample
+from .schedule import make_plan
+
+# Chosen on simulated validation volumes; docs/defaults.md has the comparison.
+STEPS = 4
+GAMMA = 0.1
+SAMPLER = "ddim"
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What `reconstruct` returns.
+
+    Attributes:
+        volume: [Z, Y, X] float32, in the intensity units of the projections.
+        prior: [Z, Y, X] the INR rendered on the voxel grid, likewise.
+        uncertainty: [Z, Y, X] standard deviation over the samples; None for one sample.
+        projections: the validated input.
+        timings: seconds of each stage and in total.
+        parameters: every option as resolved.
+        adaptation: what was tried on this stack, and what was accepted.
+    """
+
+    volume: np.ndarray
+    prior: np.ndarray
+    uncertainty: np.ndarray | None
+    projections: Projections
+    timings: dict[str, float]
+    parameters: dict[str, Any]
+    adaptation: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the volume with its voxel size and parameters; the suffix gives the format.
+
+        Raises:
+            InputError: the path exists and `overwrite` is False, or cannot be written.
+        """
+        from .io import write_volume
+
+        return write_volume(
+            path,
+            self.volume,
+            voxel_size=self.projections.voxel_size,
+            overwrite=overwrite,
+            metadata={"kind": "reconstruction", "parameters": self.parameters},
+        )
+
+
+def reconstruct(
+    projections: Any,
+    *,
+    step_length: int | None = None,
+    stride: int | None = None,
+    weights: Sequence[float] | None = None,
+    start: int | None = None,
+    depth: int | None = None,
+    voxel_size: Sequence[float] | None = None,
+    preset: Literal["fast"] = "fast",
+    steps: int | None = None,
+    sampler: Literal["ddim", "ddpm", "dpm++"] | None = None,
+    gamma: float | Sequence[float] | None = None,
+    guidance: float = 0.0,
+    variance_mix: float | None = None,
+    samples: int = 1,
+    consistency: Literal["hard", "soft", "off"] = "hard",
+    adapt: bool = True,
+    adapt_steps: int | None = None,
+    axial_blur: float | None = None,
+    denoiser: str | Path | None = None,
+    prior: Any = None,
+    inr_steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    callback: ProgressCallback | None = None,
+) -> Reconstruction:
+    """Reconstruct the volume [Z, Y, X] behind a stack of axial projections [K, Y, X].
+
+    Args:
+        projections: array, tensor, anything with DLPack, path, zarr array, or `Projections`.
+        step_length: slices integrated into one projection; None takes what the file says.
+        stride: slices between window starts; None is `step_length`, disjoint windows.
+        weights: axial weights [step_length]; None is the mean.
+        start: first slice of the first window.
+        depth: slices Z of the volume; None ends with the last window.
+        voxel_size: (z, y, x) of the volume's voxels in micrometres; travels to the result, and
+            tells adaptation how the axes compare.
+        preset: "fast" is the shipped local denoiser.
+        steps: calls of the network per sample.
+        sampler: "ddim", "ddpm" or "dpm++" (DPM-Solver++ 2M).
+        gamma: weight of the prior in the blend of every state, in [0, 1]: a number, or one per
+            step; `schedule.make_plan` has the convention.
+        guidance: classifier-free guidance strength w; 0 needs no second network call.
+        variance_mix: v of DDPM's learned-variance mix.
+        samples: chains to average; 2 or more also give the uncertainty.
+        consistency: "hard" makes the projections of the result equal the input to rounding.
+        adapt: self-train on this stack, and keep it only if a check along z says so.
+        adapt_steps: budget of that training in optimiser steps.
+        axial_blur: sigma in slices by which the volume is softer along z than across, where it is
+            known; None lets the check choose.
+        denoiser: checkpoint (.safetensors); None is the one that ships.
+        prior: [Z, Y, X] in the units of the projections, instead of the INR.
+        inr_steps: optimiser steps of the INR at most.
+        seed: of everything random; the same seed and settings give the same bits.
+        device: where the sampling runs; None stays where the projections are.
+        batch_size: slices per network call; changes memory and time only.
+        progress: show bars.
+        callback: called with a `ProgressEvent` after every unit of work; returning False cancels.
+
+    Raises:
+        InputError: an argument that does not fit; the message names it.
+        Cancelled: the callback returned False.
+
+    Source: MicroDiffusion (arXiv 2403.10815); the project's DESIGN.md for what differs.
+    """
+    if preset != "fast":
+        raise InputError("preset", "'fast'", repr(preset))
+    for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(name, f"an integer of at least {least}", value)
+    if not 0 <= seed < 2**63:
+        raise InputError("seed", "an integer in [0, 2^63)", seed)
+    if axial_blur is not None and not 0 <= axial_blur <= 20:
+        raise InputError("axial_blur", "a sigma in slices from 0 to 20", axial_blur)
+    stack = Projections.from_any(
+        projections,
+        step_length=step_length,
+        stride=stride,
+        weights=weights,
+        start=start,
+        depth=depth,
+        voxel_size=voxel_size,
+    )
+    operator = stack.operator
+    low, high = stack.intensity_range()
+    images = (stack.images - low) / (high - low)
+    plan = make_plan(
+        STEPS if steps is None else steps,
+        sampler=sampler or SAMPLER,
+        gamma=GAMMA if gamma is None else gamma,
+        variance_mix=variance_mix,
+        guidance=guidance,
+        consistency=consistency,
+        noise_to_signal=noise_to_signal(images, operator) if consistency == "soft" else None,
+        spacing="snr" if sampler == "dpm++" else "time",
+    )
+    place = _device(device, stack)
+    network = load_denoiser(None if denoiser is None else Path(denoiser)).to(place)
+    images = images.to(place)
+    timings: dict[str, float] = {}
+    begun = time.perf_counter()
+
+    with _timed(timings, "prior"):
+        if prior is None:
+            options = INROptions() if inr_steps is None else INROptions(steps=inr_steps)
+            inr = fit_inr(
+                images, operator, options=options, seed=seed, progress=progress, callback=callback
+            )
+            rendered = inr.render()
+        else:
+            rendered = (_volume("prior", prior, stack) - low).to(place) / (high - low)
+
+    with _timed(timings, "adaptation"):
+        budget = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
+        adapted = _adapt(
+            network,
+            images,
+            operator,
+            voxel_size=stack.voxel_size,
+            axial_blur=axial_blur,
+            train=adapt,
+            options=budget,
+            seed=seed,
+            progress=progress,
+            callback=callback,
+        )
+
+    with _timed(timings, "sampling"):
+        denoise = StackDenoiser(
+            adapted.denoiser,
+            images,
+            operator,
+            rendered,
+            axial_blur=adapted.axial_blur,
+            batch=batch_size,
+            guided=guidance != 0,
+        )
+        mean = torch.zeros_like(rendered)
+        spread = torch.zeros_like(rendered)
+        total = samples * len(plan)
+        with Progress("sample", total, enabled=progress, callback=callback) as bar:
+            for stream in range(samples):
+                drawn = sample(
+                    denoise,
+                    to_network(rendered),
+                    plan,
+                    operator=operator,
+                    projections=to_network(images),
+                    seed=seed,
+                    stream=stream,
+                    callback=lambda step, x: bar.advance(1),
+                )
+                # Welford: one pass, no second copy of the samples
+                change = drawn - mean
+                mean += change / (stream + 1)
+                spread += change * (drawn - mean)
+        volume = from_network(mean)
+
+    timings["total"] = time.perf_counter() - begun
+    scale = high - low
+    uncertainty = None
+    if samples > 1:
+        uncertainty = _numpy((spread / (samples - 1)).sqrt() / 2 * scale)
+    return Reconstruction(
+        volume=_numpy(volume * scale + low),
+        prior=_numpy(rendered * scale + low),
+        uncertainty=uncertainty,
+        projections=stack,
+        timings=timings,
+        parameters={
+            "step_length": stack.step_length,
+            "stride": stack.stride,
+            "start": stack.start,
+            "depth": stack.depth,
+            "weights": stack.weights,
+            "preset": preset,
+            "steps": len(plan),
+            "timesteps": list(plan.timesteps),
+            "sampler": sampler or SAMPLER,
+            "gamma": list(plan.gammas),
+            "guidance": guidance,
+            "samples": samples,
+            "consistency": consistency,
+            "adapt": adapt,
+            "adapt_steps": budget.steps if adapt else 0,
+            "axial_blur": adapted.axial_blur,
+            "denoiser": "shipped" if denoiser is None else str(denoiser),
+            "prior": "INR" if prior is None else "given",
+            "seed": seed,
+            "device": str(place),
+            "intensity_range": [low, high],
+        },
+        adaptation={
+            "accepted": adapted.accepted,
+            "axial_blur": adapted.axial_blur,
+            **adapted.evidence,
+        },
+    )
+
+
+def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:
+    """Noise of the projections over what they may still tell, for soft consistency.
+
+    The noise is estimated from the images, the signal from how neighbouring projections differ.
+    """
+    if len(images) < 2:
+        return 0.0
+    noise = estimate_noise(images) ** 2
+    signal = float((images[1:] - images[:-1]).square().mean()) / 2
+    gram = float(operator.weights.square().sum())
+    return noise / max(gram * max(signal - noise, 0.01 * signal), 1e-12)
+
+
+_adapt = adapt  # `reconstruct` has an argument of that name
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - begun
+
+
+def _device(device: str | torch.device | None, stack: Projections) -> torch.device:
+    if device is None:
+        return stack.images.device
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError("device", "'cpu' or 'cuda'", repr(device)) from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", "'cpu': torch sees no CUDA device here", repr(str(device)))
+    return place
+
+
+def _volume(name: str, data: Any, stack: Projections) -> Tensor:
+    volume = torch.as_tensor(np.asarray(data), dtype=torch.float32)
+    expected = [stack.depth, *stack.images.shape[1:]]
+    if list(volume.shape) != expected:
+        raise InputError(name, f"shape {expected}", list(volume.shape))
+    if not bool(volume.isfinite().all()):
+        raise InputError(name, "finite values", "NaN or Inf")
+    return volume
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy().astype(np.float32, copy=False)
