@@ -12,7 +12,7 @@ REPORT_NATIVE := $(BIN)/python -c "from microdiffusion_fast.kernels import _back
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/microdiffusion-fast demo -o demo_out
+	$(BIN)/microdiffusion-fast demo -o demo_out --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q

@@ -3,23 +3,27 @@
 | stem | what it fuses | bytes per voxel | reference | Triton | native | test | bench |
 |---|---|---|---|---|---|---|---|
 | axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride | yes | - | - | yes | - |
+| blended_step | all between two network calls, blend included | 16 | yes | - | - | yes | - |
 | counter_noise | Philox4x32-10, Box-Muller on all four words | 4 | yes | - | yes | yes | - |
 | hash_encoding | index, gather, interpolate all levels | 12 + 4 L F | yes | - | - | yes | - |
+| hash_encoding (grid) | one look-up per vertex, then axis by axis | 4 L F | yes | - | - | yes | - |
 | volume_metrics | sums, squared error, extrema, two histograms | 8 | yes | - | - | yes | - |
 | windowed_ssim | five window means, the SSIM map, its mean | 8 | yes | - | - | yes | - |
 
-Bytes per voxel: what one fused float32 pass has to move at least (hash_encoding: positions and
-features of L levels of F features; its table comes on top). The references, which serve every
-device that has no kernel of its own, move more. `_backend` knows whether the native module is
-there.
+Bytes per voxel: what one fused float32 pass has to move at least (blended_step: three volumes in,
+one out, 4 more for guidance, 8 for a multistep sampler, 4/stride for consistency; hash_encoding:
+positions and features of L levels of F features, its table comes on top). The references, which
+serve every device that has no kernel of its own, move more. `_backend` knows whether the native
+module is there.
 
 The name of an op here is the function, `microdiffusion_fast.kernels.<stem>`; what else belongs to a
 kernel is imported from its folder: `from microdiffusion_fast.kernels.<stem> import ...`.
 """
 
 from .axial_projection import axial_backprojection, axial_projection, axial_pseudo_inverse
+from .blended_step import blended_step
 from .counter_noise import counter_noise
-from .hash_encoding import HashGridSpec, hash_encoding
+from .hash_encoding import HashGridSpec, hash_encoding, hash_encoding_grid
 from .volume_metrics import VolumeSums, evaluate_sums
 from .windowed_ssim import windowed_ssim
 
@@ -29,8 +33,10 @@ __all__ = [
     "axial_backprojection",
     "axial_projection",
     "axial_pseudo_inverse",
+    "blended_step",
     "counter_noise",
     "evaluate_sums",
     "hash_encoding",
+    "hash_encoding_grid",
     "windowed_ssim",
 ]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import ALIGN, Denoiser
+from .errors import InputError
 from .forward_model import AxialProjection
 from .inference import posterior_mean
 from .progress import Progress, ProgressCallback
@@ -43,11 +44,17 @@ class AdaptOptions:
         coarse: share of steps at double step length, which the check needs.
     """
 
-    steps: int = 160
+    steps: int = 120
     windows: int = 4
     size: int = 64
     learning_rate: float = 6e-4
     coarse: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("windows", 1), ("size", ALIGN)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"adapt {name}", f"an integer of at least {least}", repr(value))
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,9 @@ def _obstacle(sources: Sequence[Source], operator: AxialProjection) -> str | Non
         return (
             f"needs lateral sides of {needed} voxels of the axial size, the stack has {min(sides)}"
         )
+    least = min(side for source in sources for side in source.volume.shape)
+    if least < 2 * ALIGN:
+        return f"needs {2 * ALIGN} voxels along every side at the lateral spacing, has {least}"
     return None
 
 

@@ -19,8 +19,12 @@ import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast.cli_commands import app
 from microdiffusion_fast.cli_options import NAMES
+from microdiffusion_fast.cli_tools import evaluate, info, train
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled
+
+for command in (evaluate, train, info):
+    app.command()(command)
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         except Exception as error:
             if isinstance(error, usage_error):
                 words = error.format_message()  # type: ignore[attr-defined]
-                return _fail(f"error: {words}", 2, debug=debug)
+                return _fail(f"error: {_usage(words, arguments)}", 2, debug=debug)
             if _is_users(error):
                 return _fail(f"error: {_words(error)}", 2, debug=debug)
             kind = type(error).__name__
@@ -66,6 +70,31 @@ def _is_users(error: Exception) -> bool:
         return True
     worded = re.match(r"\w+: expected .+, got ", str(error), re.DOTALL)
     return isinstance(error, ValueError | TypeError) and worded is not None
+
+
+def _usage(words: str, arguments: Sequence[str]) -> str:
+    """The parser's complaint in the form of all others; as it came where it has another form."""
+    found = re.fullmatch(r"Invalid value for '([^']+)'[^:]*: (?:Value error, )?(.+)", words)
+    if found is None:
+        return words
+    name, reason = found.groups()
+    if limits := re.fullmatch(r"Input should be ([^,]+).*", reason):
+        return f"{name}: expected {limits[1]}, got {_given(name, arguments)}"
+    if choice := re.fullmatch(r"(.+) is not one of (.+?)\.?", reason):
+        return f"{name}: expected one of {choice[2]}, got {choice[1]}"
+    return f"{name}: {reason}"
+
+
+def _given(name: str, arguments: Sequence[str]) -> str:
+    """What stands behind an option on the line."""
+    for index, word in enumerate(arguments):
+        if word.startswith(f"{name}="):
+            return repr(word.partition("=")[2])
+        if word == name:
+            behind = list(arguments[index + 1 :])
+            end = next((i for i, word in enumerate(behind) if i and word.startswith("--")), None)
+            return repr(" ".join(behind[: end if name == "--voxel-size" else 1]))
+    return "something else"
 
 
 def _words(error: Exception) -> str:

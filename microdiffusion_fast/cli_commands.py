@@ -1,11 +1,10 @@
-"""The commands of the command line, one function each.
+"""The commands that project and reconstruct: `demo`, `simulate`, `reconstruct`.
 
 They import what they need when they run, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast import cli_options as option
+from microdiffusion_fast import cli_summary as summary
 from microdiffusion_fast.errors import InputError
 
 app = typer.Typer(
@@ -45,9 +45,11 @@ def demo(
     preset: option.Preset = "fast",
     steps: option.Steps = None,
     gamma: option.Gamma = None,
-    samples: option.Samples = 1,
+    samples: option.DemoSamples = None,
     adapt: option.Adapt = True,
+    adapt_steps: option.AdaptSteps = None,
     axial_blur: option.AxialBlur = None,
+    inr_steps: option.InrSteps = None,
     seed: option.Seed = 0,
     device: option.Device = None,
     overwrite: option.Overwrite = False,
@@ -55,12 +57,11 @@ def demo(
 ) -> None:
     """Simulate projections of VOLUME (or of a phantom), reconstruct, evaluate and draw."""
     from microdiffusion_fast import cli_support as support
-    from microdiffusion_fast.demo import run_demo
+    from microdiffusion_fast.demo import SAMPLES, run_demo
     from microdiffusion_fast.info import device_line
     from microdiffusion_fast.progress import format_seconds
 
-    if not quiet:
-        print(device_line(), flush=True)
+    samples = SAMPLES if samples is None else samples
     result = run_demo(
         output,
         volume=volume,
@@ -75,7 +76,9 @@ def demo(
         gamma=support.parse_gamma(gamma),
         samples=samples,
         adapt=adapt,
+        adapt_steps=adapt_steps,
         axial_blur=axial_blur,
+        inr_steps=inr_steps,
         seed=seed,
         device=device,
         overwrite=overwrite,
@@ -84,11 +87,12 @@ def demo(
     if quiet:
         return
     scores = result.metrics["methods"]
-    support.print_scores(scores, result.metrics["misfits"])
-    print(support.verdict(scores))
-    names = ", ".join(sorted(path.name for path in result.folder.iterdir()))
+    summary.print_scores(scores, result.metrics["misfits"])
+    print(summary.verdict(scores))
+    print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt))
     seconds = format_seconds(result.metrics["seconds"]["total"])
-    print(f"wrote {output} in {seconds}: {names}")
+    print(f"took {seconds} on {device_line(device)}")
+    print(f"wrote {output}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
     again = {
         "-o": "again.ome.tif",
         "--preset": preset,
@@ -96,12 +100,14 @@ def demo(
         "--gamma": gamma,
         "--samples": samples if samples > 1 else None,
         "--no-adapt": not adapt,
+        "--adapt-steps": adapt_steps,
         "--axial-blur": axial_blur,
+        "--inr-steps": inr_steps,
         "--seed": seed,
         "--device": device,
         "--truth": output / "truth.ome.tif",
     }
-    line = support.command_line("reconstruct", [output / "projections.ome.tif"], again)
+    line = summary.command_line("reconstruct", [output / "projections.ome.tif"], again)
     print(f"recreate with: {line}")
 
 
@@ -136,10 +142,10 @@ def simulate(
             seed=seed,
             voxel_size=voxel_size or image.voxel_size,
         )
-    if projections.voxel_size is None:
-        _warn_no_voxel_size(volume)
     with support.naming(path=support.OUTPUT):
         projections.save(output, overwrite=overwrite)
+    if projections.voxel_size is None:
+        _warn_no_voxel_size(volume)
     if not quiet:
         count, height, width = projections.images.shape
         print(f"wrote {output}: {count} projections of {height} x {width} pixels")
@@ -162,21 +168,23 @@ def reconstruct(
     sampler: option.Sampler = None,
     gamma: option.Gamma = None,
     guidance: option.Guidance = 0.0,
+    variance_mix: option.VarianceMix = None,
     samples: option.Samples = 1,
     consistency: option.Consistency = "hard",
     adapt: option.Adapt = True,
     adapt_steps: option.AdaptSteps = None,
     axial_blur: option.AxialBlur = None,
+    inr_steps: option.InrSteps = None,
     denoiser: option.Denoiser = None,
     seed: option.Seed = 0,
     device: option.Device = None,
-    batch_size: option.BatchSize = None,
+    batch_size: option.BatchSize = 8,
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Reconstruct the volume [Z, Y, X] behind a stack of projections."""
     from microdiffusion_fast import cli_support as support
-    from microdiffusion_fast.progress import format_seconds
+    from microdiffusion_fast.progress import ProgressEvent, format_seconds
     from microdiffusion_fast.projections import Projections
 
     # Everything that can be wrong with the call is found before the long computation.
@@ -203,8 +211,12 @@ def reconstruct(
             voxel_size=voxel_size,
         )
     known = None if truth is None else support.read_truth(truth, stack)
-    if stack.voxel_size is None:
-        _warn_no_voxel_size(projections)
+    unsaid = [projections] if stack.voxel_size is None else []
+
+    def warn_once(event: ProgressEvent) -> None:
+        # Not before the first step: what `compute` refuses is refused in one line.
+        while unsaid:
+            _warn_no_voxel_size(unsaid.pop())
 
     from microdiffusion_fast.reconstruct import reconstruct as compute
 
@@ -215,16 +227,19 @@ def reconstruct(
         sampler=sampler,
         gamma=gammas,
         guidance=guidance,
+        variance_mix=variance_mix,
         samples=samples,
         consistency=consistency,
         adapt=adapt,
         adapt_steps=adapt_steps,
         axial_blur=axial_blur,
+        inr_steps=inr_steps,
         denoiser=denoiser,
         seed=seed,
         device=device,
         batch_size=batch_size,
         progress=not quiet,
+        callback=warn_once,
     )
     with support.naming(path=support.OUTPUT):
         result.save(output, overwrite=overwrite)
@@ -235,10 +250,11 @@ def reconstruct(
 
         made = {"inr": result.prior, "reconstruction": result.volume}
         scores = score({**baselines(stack), **made}, known, stack)
-        support.print_scores(scores)
-        print(support.verdict(scores))
+        summary.print_scores(scores)
+        print(summary.verdict(scores))
     if quiet:
         return
+    print(summary.adaptation_line(result.adaptation, asked=adapt))
     z, y, x = result.volume.shape
     print(f"wrote {output}: {z} x {y} x {x} in {format_seconds(time.perf_counter() - begun)}")
     again: dict[str, Any] = {
@@ -254,73 +270,19 @@ def reconstruct(
         "--sampler": sampler,
         "--gamma": gamma,
         "--guidance": guidance or None,
+        "--variance-mix": variance_mix,
         "--samples": samples if samples > 1 else None,
         "--consistency": consistency,
         "--no-adapt": not adapt,
         "--adapt-steps": adapt_steps,
         "--axial-blur": axial_blur,
+        "--inr-steps": inr_steps,
         "--denoiser": denoiser,
         "--seed": seed,
         "--device": device,
         "--overwrite": True,
     }
-    print(f"recreate with: {support.command_line('reconstruct', [projections], again)}")
-
-
-@app.command()
-def evaluate(
-    recon: option.Recon,
-    truth: option.TruthArgument,
-    window: option.Window = "uniform",
-    as_json: option.AsJson = False,
-) -> None:
-    """Compare RECON with TRUTH: PSNR and SSIM (means over slices) and DICE."""
-    from microdiffusion_fast import cli_support as support
-    from microdiffusion_fast import metrics
-
-    _, test = support.read_image(recon, "RECON")
-    _, reference = support.read_image(truth, "TRUTH")
-    with support.naming(test="RECON", reference="TRUTH"):
-        scores = metrics.evaluate(test, reference, window=window).as_dict()
-    if as_json:
-        print(json.dumps(support.to_json(scores)))
-    else:
-        support.print_scores({recon.name: scores})
-
-
-@app.command()
-def train(
-    output: option.Output,
-    steps: option.TrainSteps = None,
-    seed: option.Seed = 0,
-    volumes: option.Volumes = None,
-    resume: option.Resume = False,
-    overwrite: option.Overwrite = False,
-    quiet: option.Quiet = False,
-) -> None:
-    """Train a denoiser on simulated volumes."""
-    from microdiffusion_fast import training
-    from microdiffusion_fast.cli_support import OUTPUT
-
-    if output.exists() and not (overwrite or resume):
-        raise InputError(OUTPUT, "a new file (or --overwrite, --resume)", f"{output}, which exists")
-    if not output.absolute().parent.is_dir():
-        raise InputError(OUTPUT, "a file in an existing folder", str(output))
-    given = {"steps": steps, "seed": seed, "volumes": volumes}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    config = training.TrainingConfig(**chosen)
-    training.train(output, config=config, resume=resume, progress=not quiet)
-    if not quiet:
-        print(f"wrote {output}")
-
-
-@app.command()
-def info(as_json: option.AsJson = False) -> None:
-    """Say which backends are in use, and why not the others."""
-    from microdiffusion_fast.info import collect_info, info_lines
-
-    found = collect_info()
-    print(json.dumps(found) if as_json else "\n".join(info_lines(found)))
+    print(f"recreate with: {summary.command_line('reconstruct', [projections], again)}")
 
 
 def _warn_no_voxel_size(path: Path) -> None:

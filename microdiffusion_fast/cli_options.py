@@ -17,6 +17,14 @@ def _seed(value: int) -> int:
     return value
 
 
+def _preset(text: str) -> Literal["fast"]:
+    if text == "fast":
+        return "fast"
+    # "paper" is in the contract of the command line, but for a later version.
+    got = "'paper', which is not built yet" if text == "paper" else repr(text)
+    raise typer.BadParameter(f"expected 'fast', got {got}")
+
+
 Volume = Annotated[Path, typer.Argument(metavar="VOLUME", help="Volume: TIFF, OME-Zarr or NPY.")]
 Projected = Annotated[Path, typer.Argument(metavar="PROJ", help="Stack of projections.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
@@ -58,8 +66,13 @@ VoxelSize = Annotated[
     ),
 ]
 Preset = Annotated[
-    Literal["fast", "paper"],
-    typer.Option(help="Defaults: this package's or the paper's.", rich_help_panel=_MODEL),
+    Literal["fast"],
+    typer.Option(
+        parser=_preset,
+        metavar="fast",
+        help="This package's defaults (the paper's are not built yet).",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Gamma = Annotated[
     str | None,
@@ -69,11 +82,22 @@ Gamma = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Diffusion steps.", rich_help_panel=_MODEL)]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Calls of the network for one sample.", rich_help_panel=_MODEL),
+]
 Samples = Annotated[
     int,
     typer.Option(
         min=1, help="Reconstructions to average; from 2, uncertainty too.", rich_help_panel=_MODEL
+    ),
+]
+DemoSamples = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Reconstructions to average; 1 is quicker and shows no uncertainty.",
+        rich_help_panel=_MODEL,
     ),
 ]
 Adapt = Annotated[
@@ -93,7 +117,7 @@ AxialBlur = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda; default what there is.", rich_help_panel=_MODEL)
+    str | None, typer.Option(help="cpu or cuda; default cpu.", rich_help_panel=_MODEL)
 ]
 Start = Annotated[
     int | None,
@@ -125,15 +149,24 @@ Consistency = Annotated[
     Literal["hard", "soft", "off"],
     typer.Option(help="How strictly A x = y is kept.", rich_help_panel=_MODEL),
 ]
+VarianceMix = Annotated[
+    float | None,
+    typer.Option(help="Variance mix v of --sampler ddpm, 0 to 1.", rich_help_panel=_MODEL),
+]
 AdaptSteps = Annotated[
-    int | None, typer.Option(help="Budget of the adaptation.", rich_help_panel=_MODEL)
+    int | None,
+    typer.Option(min=0, help="Training steps of the adaptation.", rich_help_panel=_MODEL),
+]
+InrSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Steps of fitting the INR, at most.", rich_help_panel=_MODEL),
 ]
 Denoiser = Annotated[
     Path | None,
     typer.Option(metavar="CHECKPOINT", help="Default the shipped weights.", rich_help_panel=_MODEL),
 ]
 BatchSize = Annotated[
-    int | None,
+    int,
     typer.Option(min=1, help="Slices at a time; changes memory, not the result."),
 ]
 Recon = Annotated[Path, typer.Argument(metavar="RECON", help="The reconstruction.")]
@@ -144,7 +177,7 @@ Window = Annotated[
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of results.")]
 MaybeVolume = Annotated[
     Path | None,
-    typer.Argument(metavar="[VOLUME]", help="Volume to project; default a vessel phantom."),
+    typer.Argument(metavar="VOLUME", help="Volume to project; default a vessel phantom."),
 ]
 StepLengthOf = Annotated[
     int, typer.Option("--step-length", help="Slices in one projection.", rich_help_panel=_GEOMETRY)
@@ -153,7 +186,15 @@ Blur = Annotated[float, typer.Option(min=0.0, help="Blur VOLUME along z first, s
 Clip = Annotated[
     bool, typer.Option("--clip/--no-clip", help="Limit VOLUME to its 0.1-99.9 percentiles first.")
 ]
-TrainSteps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Weights to write; a training state lies beside."
+    ),
+]
+TrainSteps = Annotated[
+    int | None, typer.Option(min=1, help="Optimiser steps; default those of the shipped weights.")
+]
 Volumes = Annotated[int | None, typer.Option(min=1, help="Simulated volumes to learn from.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUTPUT stopped.")]
 
@@ -170,9 +211,11 @@ NAMES = {
     "sampler",
     "gamma",
     "guidance",
+    "variance_mix",
     "samples",
     "consistency",
     "adapt_steps",
+    "inr_steps",
     "axial_blur",
     "denoiser",
     "seed",
@@ -180,4 +223,5 @@ NAMES = {
     "batch_size",
     "blur",
     "volumes",
+    "resume",
 }

@@ -1,4 +1,4 @@
-"""What the commands share: naming bad input, reading volumes, printing scores."""
+"""What the commands share: naming bad input, reading volumes, staging outputs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 import math
 import os
 import secrets
-import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,9 +86,24 @@ def check_output_file(path: Path, *, overwrite: bool, argument: str, inputs: lis
 
     with naming(path=argument):
         target = check_output(path, overwrite=overwrite)
+    check_writable(target.parent, argument)
     for source in inputs:
         if source.exists() and source.resolve() == target:
             raise InputError(argument, "another file than the input", str(path))
+
+
+def check_writable(folder: Path, argument: str) -> None:
+    """Make sure that a folder takes new files: permissions alone do not say so for every disk.
+
+    Raises:
+        InputError: Naming `argument`.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        got = f"{folder} ({error.strerror})"
+        raise InputError(argument, "a folder that can be written", got) from error
 
 
 def write_beside(
@@ -214,20 +229,6 @@ def parse_noise(text: str | None) -> Noise | None:
         )
 
 
-def command_line(command: str, arguments: list[str | Path], options: Mapping[str, Any]) -> str:
-    """The line that runs a command again; options that are None or False are left out."""
-    words = ["microdiffusion-fast", command, *(str(argument) for argument in arguments)]
-    for name, value in options.items():
-        if value is None or value is False:
-            continue
-        words.append(name)
-        if isinstance(value, tuple):
-            words += [f"{item:g}" for item in value]
-        elif value is not True:
-            words.append(str(value))
-    return shlex.join(words)
-
-
 def to_json(value: Any) -> Any:
     """Plain JSON values from settings and measurements; what is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -244,42 +245,3 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-
-
-def print_scores(
-    scores: Mapping[str, Mapping[str, float]], misfits: Mapping[str, float] | None = None
-) -> None:
-    """Print methods against metrics on stdout, the best of each in bold, with the misfit
-    `max |A x - y|` in grey levels where it is given.
-    """
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".3f"), "dice": ("DICE", ".3f")}
-    best = {key: max(score[key] for score in scores.values()) for key in columns}
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("method")
-    for title, _ in columns.values():
-        table.add_column(title, justify="right")
-    if misfits:
-        table.add_column("max|Ax-y|", justify="right")
-    for method, score in scores.items():
-        cells = []
-        for key, (_, form) in columns.items():
-            cell = format(score[key], form)
-            winner = len(scores) > 1 and score[key] == best[key]
-            cells.append(f"[bold]{cell}[/bold]" if winner else cell)
-        if misfits:
-            cells.append(f"{misfits[method]:.2g}")
-        table.add_row(method, *cells)
-    Console(highlight=False).print(table)
-
-
-def verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """One line that says whether the reconstruction was worth it, and where it was not."""
-    made, simple = scores["reconstruction"], scores["interpolation+consistency"]
-    gain = made["psnr"] - simple["psnr"]
-    worse = [key.upper() for key in ("psnr", "ssim", "dice") if made[key] < simple[key]]
-    line = f"reconstruction: {gain:+.2f} dB PSNR against interpolation+consistency"
-    return line + (f"; NOT better in {', '.join(worse)}" if worse else "")

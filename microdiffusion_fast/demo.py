@@ -29,7 +29,9 @@ from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_v
 
 Volume = NDArray[np.float32]
 
-# Training draws its phantoms from small seeds: this one is never among them.
+# Averaging gains a little; that they differ shows where the volume is uncertain.
+SAMPLES = 2
+# Training draws from seeds below 1e8 and validation from those after 9e8: this is of neither.
 PHANTOM_SEED = 7_031_405_119
 PHANTOM_SHAPE = (96, 128, 128)
 FILES = {
@@ -40,6 +42,8 @@ FILES = {
     "metrics.json",
     "figure.png",
 }
+# What file managers leave in a folder that was looked at must not keep it from being replaced.
+_CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ def run_demo(
     noise: Noise | None = None,
     blur: float = 0.0,
     clip: bool = True,
-    preset: Literal["fast", "paper"] = "fast",
+    preset: Literal["fast"] = "fast",
     steps: int | None = None,
     gamma: float | Sequence[float] | None = None,
-    samples: int = 1,
+    samples: int = SAMPLES,
     adapt: bool = True,
+    adapt_steps: int | None = None,
     axial_blur: float | None = None,
+    inr_steps: int | None = None,
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
@@ -87,8 +93,8 @@ def run_demo(
         blur: Gaussian sigma in slices by which the volume is blurred along z beforehand, to mimic
             an objective with less axial resolution.
         clip: Limit the volume to its 0.1 and 99.9 percentiles before it is projected.
-        preset, steps, gamma, samples, adapt, axial_blur, seed, device, progress, callback: As in
-            `reconstruct`.
+        preset, steps, gamma, samples, adapt, adapt_steps, axial_blur, inr_steps, seed, device,
+            progress, callback: As in `reconstruct`.
         overwrite: Replace an earlier demo in that folder.
 
     Raises:
@@ -99,7 +105,7 @@ def run_demo(
     clock = _Clock()
     if not (math.isfinite(blur) and blur >= 0):
         raise InputError("--blur", "a sigma of at least 0 slices", blur)
-    with staged_folder(Path(output), known=FILES, overwrite=overwrite) as folder:
+    with staged_folder(Path(output), known=FILES | _CLUTTER, overwrite=overwrite) as folder:
         name, truth, voxel_size = _load(volume)
         if blur > 0:
             truth = blur_axially(truth, blur)
@@ -126,7 +132,9 @@ def run_demo(
             gamma=gamma,
             samples=samples,
             adapt=adapt,
+            adapt_steps=adapt_steps,
             axial_blur=axial_blur,
+            inr_steps=inr_steps,
             seed=seed,
             device=device,
             progress=progress,

@@ -66,12 +66,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def device_line() -> str:
-    """One line on where the work runs and why, for the top of a report."""
+def device_line(device: str | None = None) -> str:
+    """One line on where the work runs (None is the CPU) and with which backends, for a report."""
     info = collect_info()
     cuda, backends = info["cuda"], info["backends"]
     torch_version = f"torch {info['versions']['torch']}"
-    if cuda["available"]:
+    if cuda["available"] and (device or "cpu").startswith("cuda"):
         where = f"{cuda['devices'][0]}, {torch_version}"
     else:
         where = f"CPU ({info['machine']['torch_threads']} threads, {torch_version})"

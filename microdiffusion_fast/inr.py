@@ -41,7 +41,7 @@ class INROptions:
     features: int = 4
     log2_hashmap_size: int = 18
     width: int = 32
-    steps: int = 240
+    steps: int = 150
     tile: int = 40
     learning_rate: float = 2e-2
     smoothness: float = 0.03
@@ -55,8 +55,9 @@ class INROptions:
             "steps",
             "tile",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"inr {name}", "an integer of at least 1", getattr(self, name))
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"inr {name}", "an integer of at least 1", value)
 
 
 class HashGridINR(nn.Module):
@@ -102,7 +103,9 @@ class HashGridINR(nn.Module):
                     bound = math.sqrt(6 / layer.in_features)
                     layer.weight.uniform_(-bound, bound, generator=generator)
                     layer.bias.zero_()
-            self.mlp[-1].bias.fill_(mean)
+            last = self.mlp[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias.fill_(mean)
 
     def forward(self, rows: slice, columns: slice) -> Tensor:
         """All slices of a rectangle of columns, [Z, rows, columns]."""

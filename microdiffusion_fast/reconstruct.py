@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,13 @@ from .inr import INROptions, estimate_noise, fit_inr
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .sampler import sample
-from .schedule import make_plan
+from .schedule import SamplingPlan, make_plan
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
-STEPS = 4
+MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
+SAMPLE_STEPS = 4
 GAMMA = 0.1
-SAMPLER = "ddim"
+SAMPLER: Literal["ddim"] = "ddim"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Reconstruction:
     Attributes:
         volume: [Z, Y, X] float32, in the intensity units of the projections.
         prior: [Z, Y, X] the INR rendered on the voxel grid, likewise.
-        uncertainty: [Z, Y, X] standard deviation over the samples; None for one sample.
+        uncertainty: [Z, Y, X] standard deviation of the samples, likewise; None for one sample.
         projections: the validated input.
         timings: seconds of each stage and in total.
         parameters: every option as resolved.
@@ -110,20 +111,24 @@ def reconstruct(
         voxel_size: (z, y, x) of the volume's voxels in micrometres; travels to the result, and
             tells adaptation how the axes compare.
         preset: "fast" is the shipped local denoiser.
-        steps: calls of the network per sample.
+        steps: calls of the network per chain. None estimates the posterior mean, in one call: the
+            volume of least squared error. A number runs chains of that length, whose end is a
+            sample: sharper, and further from the truth on average.
         sampler: "ddim", "ddpm" or "dpm++" (DPM-Solver++ 2M).
         gamma: weight of the prior in the blend of every state, in [0, 1]: a number, or one per
             step; `schedule.make_plan` has the convention.
         guidance: classifier-free guidance strength w; 0 needs no second network call.
         variance_mix: v of DDPM's learned-variance mix.
-        samples: chains to average; 2 or more also give the uncertainty.
+        samples: chains to draw; 2 or more give the uncertainty. With `steps` the volume is their
+            mean; without, it is the posterior mean, and the chains take 4 steps.
         consistency: "hard" makes the projections of the result equal the input to rounding.
         adapt: self-train on this stack, and keep it only if a check along z says so.
         adapt_steps: budget of that training in optimiser steps.
         axial_blur: sigma in slices by which the volume is softer along z than across, where it is
             known; None lets the check choose.
         denoiser: checkpoint (.safetensors); None is the one that ships.
-        prior: [Z, Y, X] in the units of the projections, instead of the INR.
+        prior: [Z, Y, X] in the units of the projections, instead of the INR: what the states are
+            blended with.
         inr_steps: optimiser steps of the INR at most.
         seed: of everything random; the same seed and settings give the same bits.
         device: where the sampling runs; None stays where the projections are.
@@ -142,10 +147,14 @@ def reconstruct(
     for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(name, f"an integer of at least {least}", value)
-    if not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError("seed", "an integer in [0, 2^63)", seed)
-    if axial_blur is not None and not 0 <= axial_blur <= 20:
+    if axial_blur is not None and not (
+        isinstance(axial_blur, int | float) and 0 <= axial_blur <= 20
+    ):
         raise InputError("axial_blur", "a sigma in slices from 0 to 20", axial_blur)
+    budget = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
+    options = INROptions() if inr_steps is None else INROptions(steps=inr_steps)
     stack = Projections.from_any(
         projections,
         step_length=step_length,
@@ -158,16 +167,27 @@ def reconstruct(
     operator = stack.operator
     low, high = stack.intensity_range()
     images = (stack.images - low) / (high - low)
-    plan = make_plan(
-        STEPS if steps is None else steps,
-        sampler=sampler or SAMPLER,
-        gamma=GAMMA if gamma is None else gamma,
-        variance_mix=variance_mix,
-        guidance=guidance,
-        consistency=consistency,
-        noise_to_signal=noise_to_signal(images, operator) if consistency == "soft" else None,
-        spacing="snr" if sampler == "dpm++" else "time",
-    )
+    given = None if prior is None else _volume("prior", prior, stack)
+    method = sampler or SAMPLER
+    blend = GAMMA if gamma is None else gamma
+    if steps is None and isinstance(blend, Sequence):
+        steps = len(blend)
+
+    def plan_of(length: int) -> SamplingPlan:
+        return make_plan(
+            length,
+            sampler=method,
+            gamma=blend,
+            variance_mix=variance_mix,
+            guidance=guidance,
+            consistency=consistency,
+            noise_to_signal=noise_to_signal(images, operator) if consistency == "soft" else None,
+            spacing="snr" if method == "dpm++" else "time",
+        )
+
+    mean_plan = plan_of(MEAN_STEPS) if steps is None else None
+    chain = plan_of(SAMPLE_STEPS if steps is None else steps)
+    chains = samples if samples > 1 or mean_plan is None else 0
     place = _device(device, stack)
     network = load_denoiser(None if denoiser is None else Path(denoiser)).to(place)
     images = images.to(place)
@@ -175,17 +195,17 @@ def reconstruct(
     begun = time.perf_counter()
 
     with _timed(timings, "prior"):
-        if prior is None:
-            options = INROptions() if inr_steps is None else INROptions(steps=inr_steps)
+        if given is None:
             inr = fit_inr(
                 images, operator, options=options, seed=seed, progress=progress, callback=callback
             )
             rendered = inr.render()
+            if consistency == "hard":
+                rendered = operator.consistent(rendered, images)
         else:
-            rendered = (_volume("prior", prior, stack) - low).to(place) / (high - low)
+            rendered = (given - low).to(place) / (high - low)
 
     with _timed(timings, "adaptation"):
-        budget = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
         adapted = _adapt(
             network,
             images,
@@ -204,17 +224,15 @@ def reconstruct(
             adapted.denoiser,
             images,
             operator,
-            rendered,
             axial_blur=adapted.axial_blur,
             batch=batch_size,
             guided=guidance != 0,
         )
-        mean = torch.zeros_like(rendered)
-        spread = torch.zeros_like(rendered)
-        total = samples * len(plan)
+        total = (MEAN_STEPS if mean_plan else 0) + chains * len(chain)
         with Progress("sample", total, enabled=progress, callback=callback) as bar:
-            for stream in range(samples):
-                drawn = sample(
+
+            def draw(plan: SamplingPlan, stream: int) -> Tensor:
+                return sample(
                     denoise,
                     to_network(rendered),
                     plan,
@@ -224,21 +242,18 @@ def reconstruct(
                     stream=stream,
                     callback=lambda step, x: bar.advance(1),
                 )
-                # Welford: one pass, no second copy of the samples
-                change = drawn - mean
-                mean += change / (stream + 1)
-                spread += change * (drawn - mean)
-        volume = from_network(mean)
+
+            volume, deviation = _average(draw(chain, stream) for stream in range(chains))
+            if mean_plan is not None:
+                volume = draw(mean_plan, 0)
+        assert volume is not None
 
     timings["total"] = time.perf_counter() - begun
     scale = high - low
-    uncertainty = None
-    if samples > 1:
-        uncertainty = _numpy((spread / (samples - 1)).sqrt() / 2 * scale)
     return Reconstruction(
-        volume=_numpy(volume * scale + low),
+        volume=_numpy(from_network(volume) * scale + low),
         prior=_numpy(rendered * scale + low),
-        uncertainty=uncertainty,
+        uncertainty=None if deviation is None else _numpy(deviation / 2 * scale),
         projections=stack,
         timings=timings,
         parameters={
@@ -248,10 +263,12 @@ def reconstruct(
             "depth": stack.depth,
             "weights": stack.weights,
             "preset": preset,
-            "steps": len(plan),
-            "timesteps": list(plan.timesteps),
-            "sampler": sampler or SAMPLER,
-            "gamma": list(plan.gammas),
+            "estimate": "posterior mean" if mean_plan else "mean of samples",
+            "steps": steps,
+            "chains": chains,
+            "chain_timesteps": list(chain.timesteps),
+            "sampler": method,
+            "gamma": list(chain.gammas),
             "guidance": guidance,
             "samples": samples,
             "consistency": consistency,
@@ -270,6 +287,20 @@ def reconstruct(
             **adapted.evidence,
         },
     )
+
+
+def _average(samples: Iterable[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Mean of samples and, from two on, their standard deviation (Welford: no copies are kept)."""
+    mean: Tensor | None = None
+    squares, count = torch.zeros(()), 0
+    for count, drawn in enumerate(samples, start=1):
+        if mean is None:
+            mean, squares = drawn.clone(), torch.zeros_like(drawn)
+            continue
+        change = drawn - mean
+        mean += change / count
+        squares += change * (drawn - mean)
+    return mean, (squares / (count - 1)).sqrt() if count > 1 else None
 
 
 def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:
@@ -300,15 +331,23 @@ def _device(device: str | torch.device | None, stack: Projections) -> torch.devi
         return stack.images.device
     try:
         place = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError("device", "'cpu' or 'cuda'", repr(device)) from None
+    if place.type not in ("cpu", "cuda"):
+        raise InputError("device", "'cpu' or 'cuda'", repr(str(device)))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device", "'cpu': torch sees no CUDA device here", repr(str(device)))
     return place
 
 
 def _volume(name: str, data: Any, stack: Projections) -> Tensor:
-    volume = torch.as_tensor(np.asarray(data), dtype=torch.float32)
+    try:
+        if isinstance(data, Tensor):
+            volume = data.detach().to("cpu", torch.float32)
+        else:
+            volume = torch.as_tensor(np.asarray(data), dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(name, "an array [Z, Y, X] of numbers", type(data).__name__) from None
     expected = [stack.depth, *stack.images.shape[1:]]
     if list(volume.shape) != expected:
         raise InputError(name, f"shape {expected}", list(volume.shape))

@@ -257,7 +257,10 @@ def _draw_errors(
     tall: float,
     window: tuple[float, float],
 ) -> None:
-    """The error of each method, and the uncertainty beneath the truth, on one scale."""
+    """The error of each method, and the uncertainty beneath the truth, on one scale.
+
+    An uncertainty far below the errors is brightened by a factor that is written on it.
+    """
     scale = GREY_LEVELS / (window[1] - window[0])
     errors = {
         name: np.abs(image - images[TRUTH]) * scale
@@ -273,8 +276,9 @@ def _draw_errors(
     left = _LEFT + place * (_PANEL + _GAP)
     if uncertainty is not None:
         axes = page.panel(place, top, tall)
-        _show(axes, uncertainty * scale, row, **style)
-        words = "uncertainty (std. deviation)"
+        factor = _brightening(uncertainty * scale, limit)
+        _show(axes, uncertainty * (scale * factor), row, **style)
+        words = "uncertainty (std. dev.)" + (f" x {factor:g}" if factor > 1 else "")
         box = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0}
         place_of: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "bbox": box}
         axes.text(0.03, 0.97, words, color="white", fontsize=7.5, **place_of)
@@ -286,6 +290,12 @@ def _draw_errors(
     bar.set_ylabel("grey levels of 255", fontsize=7.5, color=_SOFT)
     for side in bar.spines.values():
         side.set_visible(False)
+
+
+def _brightening(values: Volume, limit: float) -> float:
+    high = float(np.percentile(values, 99.5))
+    steps = [1, 2, 5, 10, 20, 50, 100]
+    return max((step for step in steps if 0 < step * high <= limit), default=1)
 
 
 def _draw_table(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:

@@ -141,11 +141,13 @@ def _draw(
     y = int(rng.integers(max(1, height - size + 1)))
     x = int(rng.integers(max(1, width - size + 1)))
 
-    span = max(s, stride) + 2  # the slices to predict reach beyond the window where there are gaps
-    lead = (span - s + 1) // 2
-    margin = math.ceil(3 * acquisition.axial_blur) + lead
-    start = offset + first * stride - margin
-    stop = offset + last * stride + s + margin
+    # the slices to predict reach beyond the window where there are gaps or the weights are skewed
+    weights = acquisition.weights.double()
+    centroid = float((weights * torch.arange(s, dtype=torch.float64)).sum())
+    low = math.ceil(centroid - stride / 2 - 1e-9)  # from the first slice of the window
+    margin = math.ceil(3 * acquisition.axial_blur)
+    start = offset + first * stride - margin - max(0, 1 - low)
+    stop = offset + last * stride + s + margin + max(0, low + stride + 1 - s)
     index = torch.arange(start, stop).clamp(0, depth - 1)
     block = volume[index, y : y + size, x : x + size].float()
     block = blur_depth(block, acquisition.axial_blur)
@@ -158,12 +160,9 @@ def _draw(
         return torch.tensordot(acquisition.weights, block[low : low + s], 1)
 
     windows = torch.stack([project(k) for k in range(centre - CONTEXT, centre + CONTEXT + 1)])
-    taps = torch.arange(s, dtype=torch.float64)
-    middle = place(centre) + float((acquisition.weights.double() * taps).sum())
-    low = math.ceil(middle - stride / 2 - 1e-9)
     chosen = torch.arange(low - 1, low + stride + 1)
-    slices = block[chosen]
-    positions = (chosen - middle).float()
+    slices = block[place(centre) + chosen]
+    positions = (chosen - centroid).float()
 
     gain, shift = math.exp(0.25 * rng.normal()), 0.05 * rng.normal()
     windows, slices = windows * gain + shift, slices * gain + shift
@@ -174,6 +173,8 @@ def _draw(
         windows, slices = windows.flip(2), slices.flip(2)
     if rng.random() < 0.5:
         windows, slices = windows.flip(1), slices.flip(1)
-    if rng.random() < 0.5:
+    # mirrored along z, skewed weights would be those of another acquisition
+    symmetric = torch.allclose(weights, weights.flip(0), rtol=0, atol=1e-6)
+    if rng.random() < 0.5 and symmetric:
         windows, slices, positions = windows.flip(0), slices.flip(0), -positions.flip(0)
     return windows, slices, positions

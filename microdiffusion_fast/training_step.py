@@ -96,12 +96,17 @@ def _project_out(error: Tensor, batch: Batch, acquisition: Acquisition) -> Tenso
     """What hard consistency leaves of an error, for windows that do not overlap."""
     if acquisition.stride < acquisition.step_length:
         return error  # neighbouring windows have a say, and are not in the batch
-    s = acquisition.step_length
-    covered = (batch.positions[:1, 1:-1].abs() <= (s - 1) / 2 + 0.01)[0]
-    w = acquisition.weights / acquisition.weights.square().sum().sqrt()
-    inside = error[:, covered]
+    s, weights = acquisition.step_length, acquisition.weights
+    centroid = float((weights * torch.arange(s)).sum())
+    place = batch.positions[:, 1:-1] + centroid  # per window: some are mirrored along z
+    covered = (place > -0.5) & (place < s - 0.5)
+    if bool((covered.sum(1) != s).any()):
+        return error  # skewed weights: the slices nearest to the centroid are not the window
+    w = weights / weights.square().sum().sqrt()
+    inside = error[covered].unflatten(0, (len(error), s))
     inside = inside - w[:, None, None] * torch.einsum("s,bsyx->byx", w, inside)[:, None]
-    return torch.cat([error[:, ~covered], inside], dim=1)
+    outside = error[~covered].unflatten(0, (len(error), error.shape[1] - s))
+    return torch.cat([outside, inside], dim=1)
 
 
 def _draw_levels(

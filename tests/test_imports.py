@@ -34,7 +34,9 @@ LAYERS: list[set[str]] = [
         "tiling",
     },
     {"sampler"},
-    {"training"},
+    {"training", "training_data", "training_step"},
+    {"inference"},
+    {"adaptation"},
     {"reconstruct"},
     {"experiments", "distributed", "report", "integrations", "cli"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -15,14 +16,22 @@ import numpy as np
 import pytest
 import tifffile
 
-from microdiffusion_fast import cli, demo
-from microdiffusion_fast.cli_support import verdict
+from microdiffusion_fast import cli, demo, training
+from microdiffusion_fast.cli_summary import adaptation_line, verdict
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
+from microdiffusion_fast.progress import ProgressEvent
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.reconstruct import reconstruct as real_reconstruct
 from microdiffusion_fast.simulate import simulate_projections, simulate_volume
 
 Run = Callable[..., tuple[int, str, str]]
+# What the check along z found, as `Reconstruction.adaptation` has it.
+FOUND = {
+    "accepted": True,
+    "axial_blur": 1.7,
+    "error": {"as shipped": {"0": 0.52, "1.7": 0.5}, "adapted": {"0": 0.4, "1.7": 0.31}},
+}
 KEYS = ("psnr", "ssim", "dice")
 
 
@@ -36,7 +45,7 @@ class Quick:
     volume: np.ndarray = field(init=False)
     timings: dict[str, float] = field(default_factory=lambda: {"inr": 0.1, "sample": 0.2})
     parameters: dict[str, Any] = field(default_factory=lambda: {"gamma": (0.5, 0.9)})
-    adaptation: dict[str, Any] | None = None
+    adaptation: dict[str, Any] = field(default_factory=lambda: FOUND)
 
     def __post_init__(self) -> None:
         made = demo.baselines(self.projections)
@@ -56,9 +65,15 @@ class Quick:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replaces the long computation; the list collects the options of every call."""
     made: list[dict[str, Any]] = []
+    signature = inspect.signature(real_reconstruct)
 
     def reconstruct(projections: Projections, **options: Any) -> Quick:
+        signature.bind(projections, **options)  # only what the real one takes
+        for name, value in options.items():
+            assert value is not None or signature.parameters[name].default is None, name
         made.append(options)
+        if options["callback"] is not None:
+            options["callback"](ProgressEvent("fit INR", 1, 2))
         return Quick(projections, options.get("samples", 1))
 
     module = ModuleType("microdiffusion_fast.reconstruct")
@@ -68,7 +83,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], calls: list[dict[str, Any]]) -> Run:
+def run(real_run: Run, calls: list[dict[str, Any]]) -> Run:
+    """Runs one command line, without the long computation: exit code, stdout, stderr."""
+    return real_run
+
+
+@pytest.fixture
+def real_run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs one command line in this process: exit code, stdout, stderr."""
 
     def once(*arguments: object) -> tuple[int, str, str]:
@@ -105,10 +126,9 @@ def assert_refused(
 ) -> None:
     code, out, err = result
     lines = err.strip().splitlines()
-    complaints = [line for line in lines if line.startswith("error: ")]
     assert code == 2, (out, err)
-    assert len(complaints) == 1 and lines[-1] == complaints[0], err
-    assert argument in complaints[0] and "Traceback" not in err
+    assert out == "" and len(lines) == 1 and lines[0].startswith("error: "), (out, err)
+    assert argument in lines[0]
     assert listing(folder) == before
 
 
@@ -231,6 +251,10 @@ STACKS: dict[str, tuple[Sequence[object], str]] = {
     "gamma no number": (("--step-length", 6, "--gamma", "x"), "--gamma"),
     "uncertainty of one": (("--step-length", 6, "--uncertainty", "u.tif"), "--uncertainty"),
     "preset unknown": (("--step-length", 6, "--preset", "slow"), "--preset"),
+    "preset of a later version": (("--step-length", 6, "--preset", "paper"), "not built yet"),
+    "adapt steps negative": (("--step-length", 6, "--adapt-steps", -1), "--adapt-steps"),
+    "INR steps 0": (("--step-length", 6, "--inr-steps", 0), "--inr-steps"),
+    "batch size 0": (("--step-length", 6, "--batch-size", 0), "--batch-size"),
     "option unknown": (("--step-length", 6, "--speed", "9"), "--speed"),
 }
 
@@ -249,6 +273,29 @@ def test_bad_projections(
     line = ("reconstruct", stack, "-o", tmp_path / "out.tif", *options)
     assert_refused(run(*line), argument, before=before, folder=tmp_path)
     assert calls == []
+
+
+REFUSED: dict[str, tuple[Sequence[object], str]] = {
+    "steps 0": (("--steps", 0), "--steps"),
+    "gamma above 1": (("--gamma", 1.5), "--gamma"),
+    "gammas for other steps": (("--steps", 4, "--gamma", "0.1,0.2"), "--gamma"),
+    "guidance not finite": (("--guidance", "nan"), "--guidance"),
+    "variance mix without DDPM": (("--variance-mix", 0.5), "--variance-mix"),
+    "blur too wide": (("--axial-blur", 50), "--axial-blur"),
+    "device unknown": (("--device", "gpu"), "--device"),
+    "denoiser missing": (("--denoiser", "absent.safetensors"), "--denoiser"),
+}
+
+
+@pytest.mark.parametrize(("options", "argument"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_the_reconstruction_refuses(
+    options: Sequence[object], argument: str, real_run: Run, stack: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.npy"  # without a voxel size, and still no second line
+    np.save(plain, Projections.from_any(stack).images.numpy())
+    before = listing(tmp_path)
+    line = ("reconstruct", plain, "-o", tmp_path / "out.tif", "--step-length", 6, *options)
+    assert_refused(real_run(*line), argument, before=before, folder=tmp_path)
 
 
 def test_one_projection_only(run: Run, tmp_path: Path) -> None:
@@ -277,7 +324,9 @@ def test_mismatched_truth_is_found_before_the_computation(
     assert code == 0, err
 
 
-@pytest.mark.parametrize("place", ["exists", "no folder", "under a file", "suffix", "the input"])
+@pytest.mark.parametrize(
+    "place", ["exists", "no folder", "under a file", "suffix", "the input", "under /proc"]
+)
 def test_bad_output_is_found_before_the_computation(
     place: str, run: Run, calls: list[dict[str, Any]], volume: Path, stack: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +337,9 @@ def test_bad_output_is_found_before_the_computation(
         "under a file": volume / "out.tif",
         "suffix": tmp_path / "out.jpg",
         "the input": stack,
+        "under /proc": Path(
+            "/proc/out.tif"
+        ),  # the permissions of root promise it, the disk does not
     }[place]
     more = ["--overwrite"] if place == "the input" else []
     before = listing(tmp_path)
@@ -337,6 +389,7 @@ def test_demo(run: Run, volume: Path, truth: np.ndarray, tmp_path: Path) -> None
     assert 0 <= found["consistency_max_abs"] < 1e-3 < found["misfits"]["interpolation"]
     assert found["seconds"]["total"] >= found["seconds"]["reconstruct"] >= 0
     assert found["slices_evaluated"] == 24 and found["parameters"] == {"gamma": [0.5, 0.9]}
+    assert found["adaptation"] == FOUND
     assert read_volume(out / "reconstruction.ome.tif").voxel_size == pytest.approx((2, 0.5, 0.5))
     low, high = np.percentile(truth, (0.1, 99.9))
     assert read_volume(out / "truth.ome.tif").data == pytest.approx(np.clip(truth, low, high))
@@ -350,6 +403,41 @@ def test_a_reconstruction_that_is_worse_is_called_so() -> None:
     assert verdict(scores) == (
         "reconstruction: -0.50 dB PSNR against interpolation+consistency; NOT better in PSNR"
     )
+
+
+def test_the_line_on_the_adaptation() -> None:
+    scale = "squared error along z, 1 being interpolation"
+    before = {"as shipped": FOUND["error"]["as shipped"]}  # type: ignore[index]
+    assert adaptation_line(FOUND) == (
+        f"adaptation: accepted; {scale}: 0.500 before, 0.310 after; axial blur 1.7 slices"
+    )
+    assert adaptation_line({**FOUND, "accepted": False}).startswith(
+        f"adaptation: not accepted, the weights stay as they were; {scale}: 0.500 before"
+    )
+    off = {"accepted": False, "axial_blur": 0.0, "error": before}
+    assert adaptation_line(off, asked=False) == (
+        f"adaptation: off; {scale}: 0.500; axial blur 0 slices"
+    )
+    skipped = {"accepted": False, "axial_blur": 0.0, "skipped": "needs 4 projections"}
+    assert adaptation_line(skipped) == (
+        "adaptation: skipped, it needs 4 projections; the weights stay as they were"
+    )
+
+
+def test_the_demo_with_the_real_pipeline(real_run: Run, volume: Path, tmp_path: Path) -> None:
+    budget = ("--adapt-steps", 1, "--inr-steps", 2, "--steps", 2)
+    code, printed, err = real_run("demo", volume, "-o", tmp_path / "out", *budget)
+    assert code == 0, err
+    assert listing(tmp_path / "out") == demo.FILES
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["parameters"]["samples"] == demo.SAMPLES
+    assert found["parameters"]["adapt_steps"] == 1 and found["parameters"]["steps"] == 2
+    assert found["consistency_max_abs"] < 1e-3
+    assert {"reconstruct.prior", "reconstruct.adaptation", "reconstruct.sampling"} <= (
+        found["seconds"].keys()
+    )
+    assert float(np.ptp(read_volume(tmp_path / "out" / "uncertainty.ome.tif").data)) > 0
+    assert "adaptation: skipped, it needs lateral sides" in printed
 
 
 def test_demo_reproduces_the_printed_baselines(
@@ -399,11 +487,13 @@ def test_demo_blurs_before_it_projects(run: Run, volume: Path, tmp_path: Path) -
 
 def test_demo_overwrites_a_demo_only_when_asked(run: Run, volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("demo", volume, "-o", out, "--quiet")[:2] == (0, "")
+    assert run("demo", volume, "-o", out, "--quiet", "--samples", 1)[:2] == (0, "")
+    assert listing(out) == demo.FILES - {"uncertainty.ome.tif"}
+    (out / ".DS_Store").touch()  # a file manager looked at it
     stamp = (out / "metrics.json").read_bytes()
     assert run("demo", volume, "-o", out)[0] == 2
     assert (out / "metrics.json").read_bytes() == stamp
-    assert run("demo", volume, "-o", out, "--overwrite", "--samples", 2)[0] == 0
+    assert run("demo", volume, "-o", out, "--overwrite")[0] == 0
     assert listing(out) == demo.FILES and len(listing(tmp_path)) == len(demo.FILES) + 2
 
 
@@ -429,15 +519,18 @@ def test_a_demo_that_fails_leaves_nothing(
 def test_reconstruct_passes_its_options_on(
     run: Run, calls: list[dict[str, Any]], stack: Path, volume: Path, tmp_path: Path
 ) -> None:
-    options = ("--gamma", "0.1,0.5", "--samples", 3, "--no-adapt", "--seed", 9, "--preset", "paper")
+    chosen = ("--gamma", "0.1,0.5", "--samples", 3, "--no-adapt", "--seed", 9, "--inr-steps", 7)
+    options = (*chosen, "--sampler", "ddpm", "--variance-mix", 0.25, "--batch-size", 3)
     files = ("-o", tmp_path / "o.ome.zarr", "--uncertainty", tmp_path / "u.npy", "--truth", volume)
     code, printed, err = run("reconstruct", stack, *files, *options)
     assert code == 0, err
-    wanted = {"gamma": (0.1, 0.5), "samples": 3, "adapt": False, "seed": 9, "preset": "paper"}
+    wanted = {"gamma": (0.1, 0.5), "samples": 3, "adapt": False, "seed": 9, "inr_steps": 7}
+    wanted |= {"sampler": "ddpm", "variance_mix": 0.25, "batch_size": 3}
     assert wanted.items() <= calls[0].items()
     assert read_volume(tmp_path / "o.ome.zarr").data.shape == (27, 24, 32)
     assert read_volume(tmp_path / "u.npy").data.shape == (27, 24, 32)
     assert "PSNR" in printed and "--gamma 0.1,0.5" in printed and "--no-adapt" in printed
+    assert "--variance-mix 0.25" in printed and "--inr-steps 7" in printed
 
 
 def test_an_absent_voxel_size_is_said_and_can_be_given(run: Run, tmp_path: Path) -> None:
@@ -480,6 +573,58 @@ def test_evaluate(run: Run, volume: Path, truth: np.ndarray, tmp_path: Path) -> 
     assert code == 2 and err.startswith("error: RECON") and err.count("\n") == 1
 
 
+def test_train(real_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    line = ("train", "-o", out, "--steps", 1, "--volumes", 1, "--seed", 7)
+    code, printed, err = real_run(*line)
+    assert code == 0 and f"--denoiser {out}" in printed, err
+    assert listing(tmp_path) == {"weights.safetensors", "weights.state.safetensors"}
+    first = out.read_bytes()
+    assert real_run(*line)[0] == 2 and out.read_bytes() == first
+    assert real_run(*line, "--resume")[0] == 0  # there is nothing left to do
+
+
+def test_train_passes_its_options_on(
+    real_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(training, "train", lambda *a, **options: seen.append((*a, options)))
+    out = tmp_path / "weights.safetensors"
+    assert real_run("train", "-o", out, "--quiet")[0] == 0
+    recipe = {"config": training.TrainingConfig(), "resume": False, "progress": False}
+    assert seen.pop() == (out, recipe)
+    out.write_bytes(b"old")
+    options = ("--steps", 9, "--volumes", 4, "--seed", 3)
+    assert real_run("train", "-o", out, "--resume", *options)[0] == 0 and out.exists()
+    config = training.TrainingConfig(steps=9, volumes=4, seed=3)
+    assert seen.pop() == (out, {"config": config, "resume": True, "progress": True})
+    assert real_run("train", "-o", out, "--overwrite")[0] == 0 and not out.exists()
+
+
+TRAINING: dict[str, tuple[str, Sequence[object], str]] = {
+    "output exists": ("old.safetensors", (), "--output"),
+    "output no checkpoint": ("weights.pt", (), "--output"),
+    "no folder": ("absent/weights.safetensors", (), "--output"),
+    "unwritable": ("/proc/weights.safetensors", (), "--output"),
+    "nothing to resume": ("new.safetensors", ("--resume",), "--resume"),
+    "resume and overwrite": ("old.safetensors", ("--resume", "--overwrite"), "--resume"),
+    "steps 0": ("new.safetensors", ("--steps", 0), "--steps"),
+    "volumes 0": ("new.safetensors", ("--volumes", 0), "--volumes"),
+    "seed too large": ("old.safetensors", ("--overwrite", "--seed", 1000), "--seed"),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "argument"), TRAINING.values(), ids=TRAINING.keys())
+def test_bad_training(
+    name: str, options: Sequence[object], argument: str, real_run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "old.safetensors").write_bytes(b"precious")
+    before = listing(tmp_path)
+    result = real_run("train", "-o", tmp_path / name, *options)
+    assert_refused(result, argument, before=before, folder=tmp_path)
+    assert (tmp_path / "old.safetensors").read_bytes() == b"precious"
+
+
 def test_info(run: Run) -> None:
     code, printed, _ = run("info", "--json")
     assert code == 0 and "backends" in json.loads(printed)
@@ -509,6 +654,25 @@ def test_messages_of_the_kernels_are_the_users_too(
 def test_usage_errors(arguments: tuple[str, ...], run: Run) -> None:
     code, _, err = run(*arguments)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--step-length", "six"), "--step-length: expected a valid integer, got 'six'"),
+        (("--samples", 0), "--samples: expected greater than or equal to 1, got '0'"),
+        (("--axial-blur=-1",), "--axial-blur: expected greater than or equal to 0, got '-1'"),
+        (("--sampler", "euler"), "--sampler: expected one of 'ddim', 'ddpm', 'dpm++', got 'euler'"),
+        (("--seed", -1), "--seed: expected an integer from 0 to 2^63 - 1, got -1"),
+        (("--preset", "slow"), "--preset: expected 'fast', got 'slow'"),
+        (("--voxel-size", 1, 2, "x"), "--voxel-size: expected a valid number, got '1 2 x'"),
+    ],
+)
+def test_the_parser_says_what_was_expected_and_what_came(
+    options: Sequence[object], complaint: str, run: Run
+) -> None:
+    code, _, err = run("reconstruct", "x.tif", "-o", "y.tif", *options)
+    assert (code, err) == (2, f"error: {complaint}\n")
 
 
 def test_no_arguments_shows_the_commands(run: Run) -> None:

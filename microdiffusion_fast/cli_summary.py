@@ -1,0 +1,87 @@
+"""What the commands print at their end: scores, a verdict, and how to get the result again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def print_scores(
+    scores: Mapping[str, Mapping[str, float]], misfits: Mapping[str, float] | None = None
+) -> None:
+    """Print methods against metrics on stdout, the best of each in bold, with the misfit
+    `max |A x - y|` in grey levels where it is given.
+    """
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".3f"), "dice": ("DICE", ".3f")}
+    best = {key: max(score[key] for score in scores.values()) for key in columns}
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("method")
+    for title, _ in columns.values():
+        table.add_column(title, justify="right")
+    if misfits:
+        table.add_column("max|Ax-y|", justify="right")
+    for method, score in scores.items():
+        cells = []
+        for key, (_, form) in columns.items():
+            cell = format(score[key], form)
+            winner = len(scores) > 1 and score[key] == best[key]
+            cells.append(f"[bold]{cell}[/bold]" if winner else cell)
+        if misfits:
+            cells.append(f"{misfits[method]:.2g}")
+        table.add_row(method, *cells)
+    Console(highlight=False).print(table)
+
+
+def verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """One line that says whether the reconstruction was worth it, and where it was not."""
+    made, simple = scores["reconstruction"], scores["interpolation+consistency"]
+    gain = made["psnr"] - simple["psnr"]
+    worse = [key.upper() for key in ("psnr", "ssim", "dice") if made[key] < simple[key]]
+    line = f"reconstruction: {gain:+.2f} dB PSNR against interpolation+consistency"
+    return line + (f"; NOT better in {', '.join(worse)}" if worse else "")
+
+
+def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str:
+    """One line on what became of the adaptation, and on what evidence.
+
+    Args:
+        adaptation: As in `Reconstruction.adaptation`.
+        asked: Whether the weights were to be adapted at all, or only the blur to be chosen.
+    """
+    if "skipped" in adaptation:
+        return f"adaptation: skipped, it {adaptation['skipped']}; the weights stay as they were"
+    errors = adaptation.get("error", {})
+    least = {name: min(row.values()) for name, row in errors.items() if row}
+    shipped, adapted = least.get("as shipped"), least.get("adapted")
+    if not asked:
+        words = "off"
+    elif adaptation.get("accepted"):
+        words = "accepted"
+    else:
+        words = "not accepted, the weights stay as they were"
+    parts = [f"adaptation: {words}"]
+    if shipped is not None:
+        change = f"{shipped:.3f}" + ("" if adapted is None else f" before, {adapted:.3f} after")
+        parts.append(f"squared error along z, 1 being interpolation: {change}")
+    parts.append(f"axial blur {adaptation.get('axial_blur', 0):g} slices")
+    return "; ".join(parts)
+
+
+def command_line(command: str, arguments: list[str | Path], options: Mapping[str, Any]) -> str:
+    """The line that runs a command again; options that are None or False are left out."""
+    words = ["microdiffusion-fast", command, *(str(argument) for argument in arguments)]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(name)
+        if isinstance(value, tuple):
+            words += [f"{item:g}" for item in value]
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)

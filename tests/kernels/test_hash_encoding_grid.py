@@ -1,0 +1,152 @@
+"""hash_encoding_grid: equals hash_encoding at every grid point, in value and in gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from microdiffusion_fast.kernels import hash_encoding, hash_encoding_grid
+from microdiffusion_fast.kernels.hash_encoding import HashGridSpec
+
+DENSE = HashGridSpec(3, 2, log2_hashmap_size=12, base_resolution=3, per_level_scale=1.5)
+HASHED = HashGridSpec(3, 4, log2_hashmap_size=5, base_resolution=6, per_level_scale=1.7)
+MIXED = HashGridSpec(4, 1, log2_hashmap_size=8, base_resolution=4, per_level_scale=2.0)
+SPECS = [
+    pytest.param(DENSE, id="dense"),
+    pytest.param(HASHED, id="hashed"),
+    pytest.param(MIXED, id="mixed"),
+]
+
+
+def make_table(spec: HashGridSpec, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    table = torch.randn((spec.n_entries, spec.n_features), generator=generator, dtype=torch.float64)
+    return table.to(dtype)
+
+
+def centres(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Voxel centres of a volume whose longest side fills [0, 1]."""
+    longest = max(shape)
+    return [(torch.arange(n, dtype=dtype) + 0.5) / longest for n in shape]
+
+
+def at_points(axes: list[Tensor], table: Tensor, spec: HashGridSpec) -> Tensor:
+    """The same grid through the op for single points, whose first column is x."""
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+    return hash_encoding(points, table, spec).reshape(*z.shape, spec.n_outputs)
+
+
+def test_the_specs_are_what_their_names_say() -> None:
+    assert not any(DENSE.is_hashed(level) for level in range(DENSE.n_levels))
+    assert all(HASHED.is_hashed(level) for level in range(HASHED.n_levels))
+    assert {MIXED.is_hashed(level) for level in range(MIXED.n_levels)} == {True, False}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_equals_the_points(spec: HashGridSpec) -> None:
+    axes, table = centres(5, 9, 11), make_table(spec)
+    grid = hash_encoding_grid(axes, table, spec)
+    assert grid.shape == (5, 9, 11, spec.n_outputs)
+    torch.testing.assert_close(grid, at_points(axes, table, spec), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_equals_the_points_in_float32(spec: HashGridSpec) -> None:
+    axes, table = centres(4, 6, 7, dtype=torch.float32), make_table(spec, torch.float32)
+    grid = hash_encoding_grid(axes, table, spec)
+    assert grid.dtype == torch.float32
+    torch.testing.assert_close(grid, at_points(axes, table, spec), rtol=0, atol=2e-5)
+
+
+axis = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=6).map(
+    lambda values: torch.tensor(sorted(values), dtype=torch.float64)
+)
+
+
+@settings(max_examples=40)
+@given(
+    axes=st.tuples(axis, axis, axis),
+    n_levels=st.integers(1, 4),
+    n_features=st.integers(1, 3),
+    log2_size=st.integers(3, 10),
+    base=st.integers(1, 9),
+    growth=st.floats(1.0, 2.5),
+)
+def test_equals_the_points_for_any_grid(
+    axes: tuple[Tensor, Tensor, Tensor],
+    n_levels: int,
+    n_features: int,
+    log2_size: int,
+    base: int,
+    growth: float,
+) -> None:
+    """Uneven axes, repeated coordinates, single slices, both ends of [0, 1]."""
+    spec = HashGridSpec(n_levels, n_features, log2_size, base, growth)
+    table = make_table(spec)
+    grid = hash_encoding_grid(axes, table, spec)
+    torch.testing.assert_close(grid, at_points(list(axes), table, spec), rtol=0, atol=1e-11)
+
+
+def test_a_part_of_the_axes_gives_a_part_of_the_grid() -> None:
+    z, y, x = centres(4, 8, 8)
+    table = make_table(MIXED)
+    whole = hash_encoding_grid((z, y, x), table, MIXED)
+    part = hash_encoding_grid((z, y[3:6], x[5:]), table, MIXED)
+    torch.testing.assert_close(part, whole[:, 3:6, 5:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradient_equals_that_of_the_points(spec: HashGridSpec) -> None:
+    axes = centres(3, 5, 6)
+    gradients = []
+    for encode in (hash_encoding_grid, at_points):
+        table = make_table(spec).requires_grad_()
+        out = encode(axes, table, spec)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        (out * weights).sum().backward()
+        assert table.grad is not None
+        gradients.append(table.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-11)
+
+
+def test_gradcheck() -> None:
+    spec = HashGridSpec(2, 2, log2_hashmap_size=4, base_resolution=2, per_level_scale=2.0)
+    table = make_table(spec).requires_grad_()
+    axes = centres(2, 3, 2)
+    assert torch.autograd.gradcheck(lambda t: hash_encoding_grid(axes, t, spec), table)
+
+
+def test_same_bits_twice() -> None:
+    axes = centres(6, 16, 16, dtype=torch.float32)
+    runs = []
+    for _ in range(2):
+        table = make_table(HASHED, torch.float32).requires_grad_()
+        out = hash_encoding_grid(axes, table, HASHED)
+        out.square().sum().backward()
+        assert table.grad is not None
+        runs.append((out.detach(), table.grad))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize(
+    ("axes", "argument"),
+    [
+        pytest.param(centres(3, 4), "axes", id="two axes"),
+        pytest.param([*centres(3, 4), torch.zeros(0)], "axes", id="empty"),
+        pytest.param([*centres(3, 4), torch.zeros(2, 2)], "axes", id="a matrix"),
+    ],
+)
+def test_bad_axes(axes: list[Tensor], argument: str) -> None:
+    with pytest.raises(ValueError, match=f"^{argument}: expected"):
+        hash_encoding_grid(axes, make_table(DENSE), DENSE)
+
+
+def test_bad_table() -> None:
+    with pytest.raises(ValueError, match="^table: expected shape"):
+        hash_encoding_grid(centres(2, 2, 2), make_table(DENSE)[:-1], DENSE)

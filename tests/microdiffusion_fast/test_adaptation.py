@@ -1,0 +1,328 @@
+"""Adaptation: the coarser stack, the check along z, and what it lets through."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from microdiffusion_fast import adaptation
+from microdiffusion_fast.adaptation import (
+    BLURS,
+    AdaptOptions,
+    adapt,
+    axial_error,
+    coarser,
+    lateral_sources,
+    self_train,
+)
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
+from microdiffusion_fast.forward_model import AxialProjection
+from microdiffusion_fast.progress import Cancelled
+from microdiffusion_fast.simulate import simulate_volume
+from microdiffusion_fast.training_data import Source
+
+TINY = DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, head_blocks=1, embedding=16)
+QUICK = AdaptOptions(steps=3, windows=2, size=16)
+OPERATOR = AxialProjection(24, 6)
+
+
+def randomised(seed: int = 0) -> Denoiser:
+    denoiser = Denoiser(TINY)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+    return denoiser.eval()
+
+
+def texture(*shape: int, seed: int = 0) -> Tensor:
+    """A soft random texture in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((1, 1, *(n // 4 + 2 for n in shape)), generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0]
+
+
+def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in denoiser.state_dict().items()}
+
+
+def unchanged(denoiser: Denoiser, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
+
+
+# --- the coarser stack ---
+
+
+@given(data=st.data())
+def test_coarser_is_the_average_of_pairs(data: st.DataObject) -> None:
+    """Whatever the geometry: its operator on the volume gives the averaged projections."""
+    s = data.draw(st.integers(2, 6))
+    stride = data.draw(st.integers(1, 9))
+    start = data.draw(st.integers(0, 3))
+    count = data.draw(st.integers(2, 7))
+    after = data.draw(st.integers(0, 4))
+    raw = torch.tensor(data.draw(st.lists(st.floats(0.1, 1), min_size=s, max_size=s)))
+    depth = start + (count - 1) * stride + s + after
+    operator = AxialProjection(
+        depth, s, stride=stride, start=start, count=count, weights=(raw / raw.sum()).double()
+    )
+    volume = torch.rand((depth, 3, 3), dtype=torch.float64)
+    projections = operator(volume)
+    stack, coarse = coarser(projections, operator)
+    pairs = count // 2
+    assert coarse.count == len(stack) == pairs
+    for k in range(pairs):
+        torch.testing.assert_close(stack[k], projections[2 * k : 2 * k + 2].mean(0))
+    assert coarse.depth <= depth
+    torch.testing.assert_close(coarse(volume[: coarse.depth]), stack)
+
+
+def test_coarser_of_disjoint_windows_has_twice_the_step_length() -> None:
+    _, coarse = coarser(torch.rand(4, 2, 2), OPERATOR)
+    assert (coarse.step_length, coarse.stride, coarse.depth) == (12, 12, 24)
+    assert coarse.weights.tolist() == pytest.approx([1 / 12] * 12)
+
+
+# --- the check ---
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        pytest.param(OPERATOR, id="disjoint"),
+        pytest.param(AxialProjection(27, 5, stride=4, start=1), id="overlapping"),
+        pytest.param(AxialProjection(30, 4, stride=6), id="gaps"),
+    ],
+)
+def test_axial_error_of_interpolation_is_one(operator: AxialProjection) -> None:
+    projections = operator(texture(operator.depth, 16, 16))
+    for blur in (0.0, 2.5):
+        error = axial_error(Denoiser(TINY).eval(), projections, operator, blur)
+        assert error == pytest.approx(1.0, rel=1e-4)
+
+
+def test_axial_error_tells_good_from_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for the volume itself, between for one half as wrong, large for rubbish."""
+    volume = texture(24, 16, 16)
+    projections = OPERATOR(volume)
+    guesses: dict[str, Tensor] = {}
+    _, coarse = coarser(projections, OPERATOR)
+    interpolated = coarse.interpolate(coarse(volume))
+    guesses["truth"] = volume
+    guesses["half"] = (volume + interpolated) / 2
+    guesses["rubbish"] = torch.rand(volume.shape, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for name, guess in guesses.items():
+        monkeypatch.setattr(adaptation, "posterior_mean", lambda *a, g=guess, **k: g)
+        errors[name] = axial_error(Denoiser(TINY), projections, OPERATOR, 0.0)
+    assert errors["truth"] < 1e-6
+    assert errors["half"] == pytest.approx(0.25, rel=1e-3)
+    assert errors["rubbish"] > 1
+
+
+# --- sources ---
+
+
+def test_cubic_voxels_are_taken_as_they_are() -> None:
+    volume = texture(20, 24, 28)
+    for size in (None, (2.0, 2.0, 2.0), (1.1, 1.0, 1.0)):
+        sources = lateral_sources(volume, size)
+        assert [source.depth_axes for source in sources] == [(1,), (2,)]
+        assert all(source.volume is volume for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("size", "shapes"),
+    [
+        # twice as coarse along z: half as many voxels along the mock depth, twice as many along z
+        ((2.0, 1.0, 1.0), [(40, 12, 28), (40, 24, 14)]),
+        ((0.5, 1.0, 1.0), [(10, 48, 28), (10, 24, 56)]),
+        # each lateral axis by its own spacing
+        ((2.0, 1.0, 2.0), [(40, 12, 28), (20, 24, 28)]),
+    ],
+)
+def test_other_voxels_are_resampled(
+    size: tuple[float, float, float], shapes: list[tuple[int, int, int]]
+) -> None:
+    sources = lateral_sources(texture(20, 24, 28), size)
+    assert [tuple(source.volume.shape) for source in sources] == shapes
+    assert [source.depth_axes for source in sources] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.5, 2.0])
+def test_resampling_keeps_places_and_intensities(aspect: float) -> None:
+    """A ramp along y stays the same ramp in micrometres, away from the ends."""
+    ramp = (torch.arange(48) / 48)[None, :, None].expand(12, -1, 10).contiguous()
+    resampled = lateral_sources(ramp, (aspect, 1.0, 1.0))[0].volume
+    count = resampled.shape[1]
+    centres = (torch.arange(count) + 0.5) * (48 / count) - 0.5
+    inner = slice(4, -4)
+    got = resampled[resampled.shape[0] // 2, inner, 5]
+    torch.testing.assert_close(got, (centres / 48)[inner], rtol=0, atol=1e-3)
+
+
+# --- self-training ---
+
+
+def test_self_training_changes_a_copy_and_is_seeded() -> None:
+    denoiser = randomised()
+    before = weights_of(denoiser)
+    sources = [Source(texture(24, 24, 24), (1,))]
+    trained = [
+        self_train(denoiser, sources, [OPERATOR], (0.0, 1.0), options=QUICK, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    assert unchanged(denoiser, before)
+    assert not unchanged(trained[0], before)
+    assert unchanged(trained[1], weights_of(trained[0]))
+    assert not unchanged(trained[2], weights_of(trained[0]))
+    assert not trained[0].training
+
+
+@pytest.mark.parametrize(
+    "weights", [None, [0.1, 0.15, 0.25, 0.25, 0.15, 0.1], [0.4, 0.3, 0.15, 0.1, 0.03, 0.02]]
+)
+@pytest.mark.parametrize("stride", [4, 6, 7])
+def test_every_acquisition_can_be_trained_with(weights: list[float] | None, stride: int) -> None:
+    operator = AxialProjection(4 * stride + 6, 6, stride=stride, weights=weights)
+    projections = operator(texture(operator.depth, 32, 32))
+    result = adapt(randomised(), projections, operator, options=QUICK, axial_blur=1.0)
+    assert "skipped" not in result.evidence
+    errors = result.evidence["error"]
+    assert all(math.isfinite(row["1"]) for row in errors.values())
+
+
+def test_self_training_learns() -> None:
+    """From interpolation towards the volume, on the very stack, by the check along z."""
+    operator = AxialProjection(48, 6)
+    projections = operator(torch.from_numpy(simulate_volume("vessels", (48, 48, 48), seed=3)))
+    torch.manual_seed(0)
+    fresh = Denoiser(TINY).eval()
+    options = AdaptOptions(steps=60, windows=4, size=24, learning_rate=8e-3, coarse=0.9)
+    result = adapt(fresh, projections, operator, axial_blur=0.0, options=options)
+    assert result.accepted
+    assert result.evidence["error"]["as shipped"]["0"] == pytest.approx(1.0, abs=1e-3)
+    assert result.evidence["error"]["adapted"]["0"] < 0.96
+    assert result.denoiser is not fresh
+
+
+# --- adapt ---
+
+
+def test_a_harmful_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(TINY).eval()
+    monkeypatch.setattr(adaptation, "self_train", lambda *a, **k: randomised(3))
+    projections = OPERATOR(texture(24, 32, 32))
+    result = adapt(denoiser, projections, OPERATOR, options=QUICK)
+    assert result.accepted is False
+    assert result.denoiser is denoiser
+    errors = result.evidence["error"]
+    assert min(errors["adapted"].values()) > max(errors["as shipped"].values())
+    assert set(errors["adapted"]) == {f"{blur:g}" for blur in BLURS}
+
+
+def test_a_diverged_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser, broken = Denoiser(TINY).eval(), randomised()
+    with torch.no_grad():
+        broken.head.conv_out.weight.fill_(float("nan"))
+    monkeypatch.setattr(adaptation, "self_train", lambda *a, **k: broken)
+    result = adapt(denoiser, OPERATOR(texture(24, 32, 32)), OPERATOR, options=QUICK)
+    assert result.accepted is False and result.denoiser is denoiser
+
+
+def test_the_best_blur_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser, better = Denoiser(TINY).eval(), randomised()
+    monkeypatch.setattr(adaptation, "self_train", lambda *a, **k: better)
+
+    def error(network: Denoiser, projections: Tensor, operator: Any, blur: float) -> float:
+        return (0.5 if network is better else 0.6) + (blur - 1.7) ** 2
+
+    monkeypatch.setattr(adaptation, "axial_error", error)
+    result = adapt(denoiser, OPERATOR(texture(24, 32, 32)), OPERATOR, options=QUICK)
+    assert result.accepted and result.denoiser is better and result.axial_blur == 1.7
+
+
+def test_without_training_only_the_blur_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object, **kwargs: object) -> Denoiser:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(adaptation, "self_train", never)
+    denoiser = randomised()
+    projections = OPERATOR(texture(24, 32, 32))
+    for options, train in ((AdaptOptions(), False), (AdaptOptions(steps=0), True)):
+        result = adapt(denoiser, projections, OPERATOR, train=train, options=options)
+        assert result.denoiser is denoiser and not result.accepted
+        assert set(result.evidence["error"]) == {"as shipped"}
+        assert result.axial_blur in BLURS
+
+
+def test_a_known_blur_is_used() -> None:
+    result = adapt(
+        randomised(), OPERATOR(texture(24, 32, 32)), OPERATOR, axial_blur=2.2, options=QUICK
+    )
+    assert result.axial_blur == 2.2
+    assert all(set(row) == {"2.2"} for row in result.evidence["error"].values())
+
+
+@pytest.mark.parametrize(
+    ("operator", "size", "reason"),
+    [
+        pytest.param(AxialProjection(18, 6), 32, "4 projections", id="three projections"),
+        pytest.param(OPERATOR, 20, "24 voxels", id="narrow"),
+    ],
+)
+@pytest.mark.parametrize("blur", [None, 1.5])
+def test_stacks_that_cannot_teach_are_skipped(
+    operator: AxialProjection, size: int, reason: str, blur: float | None
+) -> None:
+    denoiser = randomised()
+    before = weights_of(denoiser)
+    projections = operator(texture(operator.depth, size, 40))
+    result = adapt(denoiser, projections, operator, axial_blur=blur, options=QUICK)
+    assert reason in result.evidence["skipped"]
+    assert result.denoiser is denoiser and unchanged(denoiser, before)
+    assert not result.accepted and result.axial_blur == (blur or 0.0)
+
+
+def test_the_given_denoiser_is_left_alone() -> None:
+    denoiser = randomised()
+    before = weights_of(denoiser)
+    adapt(denoiser, OPERATOR(texture(24, 32, 32)), OPERATOR, axial_blur=0.0, options=QUICK)
+    assert unchanged(denoiser, before)
+
+
+@pytest.mark.parametrize(
+    "voxel_size", [(2.0, 1.0, 1.0), (0.3, 1.0, 1.0), (0.2, 1.0, 1.0), (0.02, 1.0, 1.0)]
+)
+def test_anisotropic_stacks(voxel_size: tuple[float, float, float]) -> None:
+    """Trained with or skipped with a reason, also where little is left along z."""
+    operator = AxialProjection(16, 4)
+    projections = operator(texture(16, 48, 48))
+    result = adapt(
+        randomised(),
+        projections,
+        operator,
+        voxel_size=voxel_size,
+        axial_blur=0.0,
+        options=QUICK,
+    )
+    if "skipped" not in result.evidence:
+        assert all(math.isfinite(row["0"]) for row in result.evidence["error"].values())
+
+
+def test_adaptation_may_be_cancelled() -> None:
+    with pytest.raises(Cancelled, match="^adapt to the stack"):
+        adapt(
+            randomised(),
+            OPERATOR(texture(24, 32, 32)),
+            OPERATOR,
+            options=QUICK,
+            callback=lambda event: False,
+        )
