@@ -29,6 +29,9 @@ from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
 from .training_step import fast_bfloat16, training_loss
 
+TOLERANCE = 0.03  # of the check's error, within which the lesser blur is taken
+WORST = 1e6  # stands for an error that is not a number
+CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are compared, in slices
 
 
@@ -44,7 +47,7 @@ class AdaptOptions:
         coarse: share of steps at double step length, which the check needs.
     """
 
-    steps: int = 120
+    steps: int = 100
     windows: int = 4
     size: int = 64
     learning_rate: float = 6e-4
@@ -195,6 +198,26 @@ def _obstacle(sources: Sequence[Source], operator: AxialProjection) -> str | Non
     return None
 
 
+def _liveliest(images: Tensor, side: int) -> Tensor:
+    """The square of images [K, Y, X] in which neighbouring projections differ most."""
+    height, width = images.shape[1:]
+    tall, wide = min(side, height), min(side, width)
+    change = (images[1:] - images[:-1]).square().mean(0)
+    means = F.avg_pool2d(change[None, None], (tall, wide), stride=8)[0, 0]
+    top, left = divmod(int(means.argmax()), means.shape[1])
+    return images[:, 8 * top : 8 * top + tall, 8 * left : 8 * left + wide]
+
+
+def _least_blur(errors: dict[float, float]) -> float:
+    """The least blur within `TOLERANCE` of the smallest error.
+
+    At twice the step length the error is nearly flat in the blur; believing too much of it costs
+    more than believing too little.
+    """
+    bound = (1 + TOLERANCE) * min(errors.values())
+    return min(blur for blur, error in errors.items() if error <= bound)
+
+
 def adapt(
     denoiser: Denoiser,
     projections: Tensor,
@@ -244,16 +267,26 @@ def adapt(
             progress=progress,
             callback=callback,
         )
-    errors = {
-        name: {blur: axial_error(network, projections, operator, blur) for blur in blurs}
-        for name, network in candidates.items()
-    }
-    best = {name: min(row, key=lambda blur: row[blur]) for name, row in errors.items()}
+    seen = _liveliest(projections, CHECK_SIDE)
+    errors: dict[str, dict[float, float]] = {name: {} for name in candidates}
+    total = len(candidates) * len(blurs)
+    with Progress("check along z", total, enabled=progress, callback=callback) as bar:
+        for name, network in candidates.items():
+            for blur in blurs:
+                error = axial_error(network, seen, operator, blur)
+                errors[name][blur] = min(error, WORST) if math.isfinite(error) else WORST
+                bar.advance(1)
+    best = {name: _least_blur(row) for name, row in errors.items()}
     winner = min(best, key=lambda name: errors[name][best[name]])
     evidence = {
         "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
         "error": {
-            name: {f"{b:g}": round(e, 4) for b, e in row.items()} for name, row in errors.items()
+            name: {f"{blur:g}": round(error, 4) for blur, error in row.items()}
+            for name, row in errors.items()
         },
     }
+    if errors[winner][best[winner]] > 1.001:
+        # worse than interpolation where the truth is known: an untrained network is interpolation
+        untrained = Denoiser(denoiser.config).to(projections.device).eval()
+        return Adaptation(untrained, 0.0, False, {**evidence, "fallback": "interpolation"})
     return Adaptation(candidates[winner], best[winner], winner == "adapted", evidence)

@@ -84,19 +84,22 @@ Gamma = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Calls of the network for one sample.", rich_help_panel=_MODEL),
+    typer.Option(
+        help="Calls of the network in a chain; without, the posterior mean in one call.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Samples = Annotated[
     int,
     typer.Option(
-        min=1, help="Reconstructions to average; from 2, uncertainty too.", rich_help_panel=_MODEL
+        min=1, help="Samples to draw; from 2, their spread is saved.", rich_help_panel=_MODEL
     ),
 ]
 DemoSamples = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Reconstructions to average; 1 is quicker and shows no uncertainty.",
+        help="Samples to draw for the uncertainty; 1 is quicker and shows none.",
         rich_help_panel=_MODEL,
     ),
 ]

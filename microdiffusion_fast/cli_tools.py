@@ -62,10 +62,8 @@ def train(
     given = {"steps": steps, "volumes": volumes}
     chosen = {name: value for name, value in given.items() if value is not None}
     config = TrainingConfig(seed=seed, **chosen)
-    if overwrite:
-        target.unlink(missing_ok=True)
     with support.naming(output=support.OUTPUT):
-        compute(output, config=config, resume=resume, progress=not quiet)
+        compute(output, config=config, resume=resume, overwrite=overwrite, progress=not quiet)
     if not quiet:
         print(f"wrote {output} in {format_seconds(time.perf_counter() - begun)}")
         print(f"use it with: microdiffusion-fast reconstruct --denoiser {shlex.quote(str(output))}")

@@ -29,7 +29,7 @@ from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_v
 
 Volume = NDArray[np.float32]
 
-# Averaging gains a little; that they differ shows where the volume is uncertain.
+# Two samples are too few to measure a spread, and enough to show where there is one.
 SAMPLES = 2
 # Training draws from seeds below 1e8 and validation from those after 9e8: this is of neither.
 PHANTOM_SEED = 7_031_405_119
@@ -109,7 +109,8 @@ def run_demo(
         name, truth, voxel_size = _load(volume)
         if blur > 0:
             truth = blur_axially(truth, blur)
-        window = metrics.intensity_window(truth)
+        with naming(reference=VOLUME):
+            window = metrics.intensity_window(truth)
         if clip:
             truth = np.clip(truth, *window)
         clock.lap("read")

@@ -248,6 +248,7 @@ def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = 
     tensors = {name: value.contiguous() for name, value in denoiser.state_dict().items()}
     part = path.with_name(path.name + ".partial")
     save_file(tensors, part, metadata)
+    part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(path)
 
 

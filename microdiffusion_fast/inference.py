@@ -44,6 +44,10 @@ class StackDenoiser:
             self.features = denoiser.encode(to_network(projections), self.geometry, batch=batch)
         slices = torch.arange(operator.depth, dtype=torch.float64)
         offsets = slices[:, None] - operator.centres[None, :]
+        # beyond the outer windows nothing was measured and nothing trained: the last slice is kept
+        reach = max(operator.step_length, operator.stride) / 2
+        inside = (offsets.abs().amin(dim=1) <= reach).nonzero()[:, 0]
+        self.repeat = slices.long().clamp(int(inside[0]), int(inside[-1])).to(projections.device)
         nearest = offsets.abs().argmin(dim=1, keepdim=True)
         self.window = nearest[:, 0].to(projections.device)
         self.position = offsets.gather(1, nearest)[:, 0].to(projections)
@@ -71,7 +75,7 @@ class StackDenoiser:
                 self.geometry,
                 x.new_tensor([level]).expand(len(index), 3),
             )
-        return clean
+        return clean[self.repeat]
 
 
 def to_network(x: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class INROptions:
         features: features per level.
         log2_hashmap_size: entries a level has at most, as a power of two.
         width: neurons in each of the two hidden layers.
-        steps: optimiser steps at most; 0 is refused.
+        steps: optimiser steps at most; large images take more, so that every column is seen
+            four times on average.
         tile: side of the square of columns that a step sees, in pixels.
         learning_rate: of the grid; the MLP takes a third.
         smoothness: weight of the squared second difference along z.
@@ -41,7 +42,7 @@ class INROptions:
     features: int = 4
     log2_hashmap_size: int = 18
     width: int = 32
-    steps: int = 150
+    steps: int = 120
     tile: int = 40
     learning_rate: float = 2e-2
     smoothness: float = 0.03
@@ -109,7 +110,7 @@ class HashGridINR(nn.Module):
 
     def forward(self, rows: slice, columns: slice) -> Tensor:
         """All slices of a rectangle of columns, [Z, rows, columns]."""
-        z, y, x = self.axes
+        z, y, x = (axis.to(self.table.device) for axis in self.axes)
         features = hash_encoding_grid((z, y[rows], x[columns]), self.table, self.spec)
         return self.mlp(features)[..., 0]
 
@@ -172,15 +173,17 @@ def fit_inr(
         {"params": [inr.table], "lr": options.learning_rate},
         {"params": list(inr.mlp.parameters()), "lr": options.learning_rate / 3},
     ]
+    tall, wide = min(options.tile, height), min(options.tile, width)
+    once = math.ceil(height * width / (tall * wide))
+    steps = max(options.steps, 4 * once)
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
     decay = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min(1.0, (i + 1) / 10, 3 * (1 - i / options.steps) + 0.02)
+        optimiser, lambda i: min(1.0, (i + 1) / 10, 3 * (1 - i / steps) + 0.02)
     )
-    tall, wide = min(options.tile, height), min(options.tile, width)
     # no closer than the noise: what would be fitted beyond it is not there
     floor, smoothed = max(estimate_noise(projections), 1e-3) ** 2, 0.0
-    with Progress("fit INR", options.steps, enabled=progress, callback=callback) as bar:
-        for step in range(options.steps):
+    with Progress("fit INR", steps, enabled=progress, callback=callback) as bar:
+        for step in range(steps):
             low = int(rng.integers(height - tall + 1))
             left = int(rng.integers(width - wide + 1))
             rows, columns = slice(low, low + tall), slice(left, left + wide)
@@ -196,6 +199,6 @@ def fit_inr(
             smoothed = 0.9 * smoothed + 0.1 * float(error.detach())
             level = smoothed / (1 - 0.9 ** (step + 1))
             bar.advance(1, note=f"error {math.sqrt(level):.4f}")
-            if level < floor:
+            if level < floor and step >= once:
                 break
     return inr

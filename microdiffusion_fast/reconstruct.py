@@ -189,7 +189,7 @@ def reconstruct(
     chain = plan_of(SAMPLE_STEPS if steps is None else steps)
     chains = samples if samples > 1 or mean_plan is None else 0
     place = _device(device, stack)
-    network = load_denoiser(None if denoiser is None else Path(denoiser)).to(place)
+    network = load_denoiser(None if denoiser is None else Path(denoiser))
     images = images.to(place)
     timings: dict[str, float] = {}
     begun = time.perf_counter()
@@ -206,9 +206,9 @@ def reconstruct(
             rendered = (given - low).to(place) / (high - low)
 
     with _timed(timings, "adaptation"):
-        adapted = _adapt(
+        adapted = _adapt(  # on the CPU: its random draws are, and the step is small
             network,
-            images,
+            images.cpu(),
             operator,
             voxel_size=stack.voxel_size,
             axial_blur=axial_blur,
@@ -221,7 +221,7 @@ def reconstruct(
 
     with _timed(timings, "sampling"):
         denoise = StackDenoiser(
-            adapted.denoiser,
+            adapted.denoiser.to(place),
             images,
             operator,
             axial_blur=adapted.axial_blur,
@@ -266,9 +266,8 @@ def reconstruct(
             "estimate": "posterior mean" if mean_plan else "mean of samples",
             "steps": steps,
             "chains": chains,
-            "chain_timesteps": list(chain.timesteps),
             "sampler": method,
-            "gamma": list(chain.gammas),
+            "gamma": blend if isinstance(blend, int | float) else list(blend),
             "guidance": guidance,
             "samples": samples,
             "consistency": consistency,

@@ -13,7 +13,8 @@ from .training_data import Acquisition, Batch
 
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere float32 is faster."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public yet
+    return any(getattr(torch.cpu, name, bool)() for name in tests)
 
 
 def interpolate_windows(windows: Tensor, positions: Tensor, stride: int) -> Tensor:

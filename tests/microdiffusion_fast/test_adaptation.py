@@ -249,12 +249,40 @@ def test_the_best_blur_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.accepted and result.denoiser is better and result.axial_blur == 1.7
 
 
+def test_the_least_blur_among_equals_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = dict(zip(BLURS, (0.72, 0.71, 0.702, 0.70, 0.75), strict=True))
+    monkeypatch.setattr(adaptation, "axial_error", lambda *arguments: errors[arguments[3]])
+    projections = OPERATOR(texture(24, 32, 32))
+    result = adapt(Denoiser(TINY).eval(), projections, OPERATOR, train=False)
+    assert result.axial_blur == 1.0  # 0.72 is more than 3 % above 0.70
+
+
+def test_what_loses_to_interpolation_becomes_interpolation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harmful = randomised(3)
+    projections = OPERATOR(texture(24, 32, 32))
+    assert axial_error(harmful, projections, OPERATOR, 0.0) > 1.1
+    result = adapt(harmful, projections, OPERATOR, train=False)
+    assert not result.accepted and result.evidence["fallback"] == "interpolation"
+    assert axial_error(result.denoiser, projections, OPERATOR, 0.0) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_check_looks_where_something_changes() -> None:
+    images = torch.zeros(4, 200, 180)
+    images[::2, 120:160, 100:140] = 1.0
+    seen = adaptation._liveliest(images, 96)
+    assert seen.shape == (4, 96, 96) and float(seen[0].sum()) == 1600
+    whole = adaptation._liveliest(images[:, :50, :60], 96)
+    assert whole.shape == (4, 50, 60)
+
+
 def test_without_training_only_the_blur_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object, **kwargs: object) -> Denoiser:
         raise AssertionError("trained")
 
     monkeypatch.setattr(adaptation, "self_train", never)
-    denoiser = randomised()
+    denoiser = Denoiser(TINY).eval()
     projections = OPERATOR(texture(24, 32, 32))
     for options, train in ((AdaptOptions(), False), (AdaptOptions(steps=0), True)):
         result = adapt(denoiser, projections, OPERATOR, train=train, options=options)

@@ -190,9 +190,14 @@ def test_the_users_randomness_is_no_part_of_it(quick: Run, stack: Projections) -
     assert np.array_equal(first.volume, again.volume)
 
 
+@pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
 def test_the_batch_size_changes_rounding_only(
-    quick: Run, stack: Projections, sampler: str, monkeypatch: pytest.MonkeyPatch
+    quick: Run,
+    stack: Projections,
+    sampler: str,
+    steps: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The noise is the same to the bit, the volume to 1e-5 of its range."""
     from microdiffusion_fast import sampler as module
@@ -205,7 +210,7 @@ def test_the_batch_size_changes_rounding_only(
         return drawn[-1]
 
     monkeypatch.setattr(module, "counter_noise", recorded)
-    results = [quick(stack, sampler=sampler, batch_size=n) for n in (1, 5, 64)]
+    results = [quick(stack, sampler=sampler, steps=steps, batch_size=n) for n in (1, 5, 64)]
     assert len(drawn) == 3 and all(torch.equal(drawn[0], noise) for noise in drawn[1:])
     for result in results[1:]:
         difference = np.abs(result.volume - results[0].volume).max()
@@ -233,7 +238,7 @@ def test_the_uncertainty_is_the_standard_deviation(
         return drawn[-1].clone()
 
     monkeypatch.setattr(module, "sample", recorded)
-    result = quick(stack, samples=4, sampler="ddpm", gamma=0.0)
+    result = quick(stack, samples=4, steps=4, sampler="ddpm", gamma=0.0)
     low, high = stack.intensity_range()
     samples = ((torch.stack(drawn).double() + 1) / 2 * (high - low) + low).numpy()
     assert len(samples) == 4 and not np.array_equal(samples[0], samples[1])
@@ -241,6 +246,16 @@ def test_the_uncertainty_is_the_standard_deviation(
     np.testing.assert_allclose(result.volume, samples.mean(0), rtol=0, atol=1e-5 * scale)
     assert result.uncertainty is not None
     np.testing.assert_allclose(result.uncertainty, samples.std(0, ddof=1), atol=1e-5 * scale)
+
+
+def test_without_steps_the_volume_is_the_posterior_mean_however_many_samples(
+    quick: Run, stack: Projections
+) -> None:
+    """Samples add the uncertainty, and leave the estimate of least squared error as it is."""
+    mean, sampled = quick(stack), quick(stack, samples=2)
+    assert np.array_equal(mean.volume, sampled.volume)
+    assert mean.uncertainty is None and sampled.uncertainty is not None
+    assert sampled.uncertainty.max() > 0
 
 
 def test_any_kind_of_input_gives_the_same(quick: Run, stack: Projections, tmp_path: Path) -> None:
@@ -332,6 +347,7 @@ def test_every_unit_of_work_is_reported(quick: Run, stack: Projections) -> None:
     assert {stage: len(events) for stage, events in counts.items()} == {
         "fit INR": 6,
         "adapt to the stack": 2,
+        "check along z": 2,
         "sample": 6,
     }
     assert [event.total for event in counts["sample"]] == [6] * 6
@@ -366,7 +382,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("prior of text", "prior", {"prior": "prior.tif"}),
     ("absent weights", "denoiser", {"denoiser": "absent.safetensors"}),
     ("gamma above 1", "gamma", {"gamma": 1.5}),
-    ("two gammas", "gamma", {"gamma": [0.1, 0.2]}),
+    ("two gammas", "gamma", {"gamma": [0.1, 0.2], "steps": 3}),
     ("no steps", "steps", {"steps": 0}),
     ("too many steps", "steps", {"steps": 1001}),
     ("half a step", "steps", {"steps": 2.5}),
