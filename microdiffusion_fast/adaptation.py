@@ -276,8 +276,8 @@ def adapt(
                 error = axial_error(network, seen, operator, blur)
                 errors[name][blur] = min(error, WORST) if math.isfinite(error) else WORST
                 bar.advance(1)
-    best = {name: _least_blur(row) for name, row in errors.items()}
-    winner = min(best, key=lambda name: errors[name][best[name]])
+    winner = min(errors, key=lambda name: min(errors[name].values()))
+    blur = _least_blur(errors[winner])
     evidence = {
         "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
         "error": {
@@ -285,8 +285,8 @@ def adapt(
             for name, row in errors.items()
         },
     }
-    if errors[winner][best[winner]] > 1.001:
+    if errors[winner][blur] > 1.001:
         # worse than interpolation where the truth is known: an untrained network is interpolation
         untrained = Denoiser(denoiser.config).to(projections.device).eval()
         return Adaptation(untrained, 0.0, False, {**evidence, "fallback": "interpolation"})
-    return Adaptation(candidates[winner], best[winner], winner == "adapted", evidence)
+    return Adaptation(candidates[winner], blur, winner == "adapted", evidence)
