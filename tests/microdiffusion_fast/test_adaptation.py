@@ -250,11 +250,11 @@ def test_the_best_blur_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_least_blur_among_equals_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = dict(zip(BLURS, (0.72, 0.71, 0.702, 0.70, 0.75), strict=True))
+    errors = dict(zip(BLURS, (0.73, 0.71, 0.702, 0.70, 0.75), strict=True))
     monkeypatch.setattr(adaptation, "axial_error", lambda *arguments: errors[arguments[3]])
     projections = OPERATOR(texture(24, 32, 32))
     result = adapt(Denoiser(TINY).eval(), projections, OPERATOR, train=False)
-    assert result.axial_blur == 1.0  # 0.72 is more than 3 % above 0.70
+    assert result.axial_blur == 1.0  # 0.73 is more than 3 % above 0.70
 
 
 def test_what_loses_to_interpolation_becomes_interpolation(
@@ -292,9 +292,8 @@ def test_without_training_only_the_blur_is_chosen(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_known_blur_is_used() -> None:
-    result = adapt(
-        randomised(), OPERATOR(texture(24, 32, 32)), OPERATOR, axial_blur=2.2, options=QUICK
-    )
+    denoiser, projections = Denoiser(TINY).eval(), OPERATOR(texture(24, 32, 32))
+    result = adapt(denoiser, projections, OPERATOR, axial_blur=2.2, options=QUICK)
     assert result.axial_blur == 2.2
     assert all(set(row) == {"2.2"} for row in result.evidence["error"].values())
 
