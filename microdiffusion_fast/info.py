@@ -17,7 +17,6 @@ from typing import Any
 EXTRAS = {
     "imagecodecs": "LZW, JPEG 2000 and other TIFF compressions",
     "skimage": "checks of the metrics in the test suite",
-    "psutil": "memory figures in the benchmarks",
 }
 WEIGHTS = Path(__file__).parent / "weights" / "prior.safetensors"
 

@@ -51,18 +51,6 @@ def vessel_volume() -> Path:
 
 
 @pytest.fixture
-def axon_volume() -> Path:
-    """The path of the real axon volume; skips where it is absent."""
-    return _real_volume("trailmap_A_dev_130x128x128.tif")
-
-
-@pytest.fixture
-def nuclei_volume() -> Path:
-    """The path of the real nuclei volume; skips where it is absent."""
-    return _real_volume("cellseg3d_nuclei_124.tif")
-
-
-@pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.empty` and `empty_like` give NaN, so that a value never written shows."""
     empty, empty_like = torch.empty, torch.empty_like
