@@ -240,16 +240,38 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = None) -> None:
-    """Write weights, configuration and card to one safetensors file, whole or not at all."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(denoiser.config)), **(card or {})}
-    tensors = {name: value.contiguous() for name, value in denoiser.state_dict().items()}
     part = path.with_name(path.name + ".partial")
-    save_file(tensors, part, metadata)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata)
     part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(path)
+
+
+def read_tensors(
+    path: Path, argument: str, expected: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        InputError: the file is not one; names `argument` and says what was `expected`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(argument, expected, f"{path}: {error}") from None
+
+
+def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = None) -> None:
+    """Write weights, configuration and card to one safetensors file, whole or not at all."""
+    metadata = {"format": FORMAT, "config": json.dumps(asdict(denoiser.config)), **(card or {})}
+    write_tensors(path, denoiser.state_dict(), metadata)
 
 
 def load_denoiser(path: Path | None = None) -> Denoiser:
@@ -258,17 +280,10 @@ def load_denoiser(path: Path | None = None) -> Denoiser:
     Raises:
         InputError: the file is missing, not safetensors, or of another network.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = SHIPPED if path is None else Path(path)
     if not path.is_file():
         raise InputError("denoiser", "an existing .safetensors file", str(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError("denoiser", "a safetensors checkpoint", f"{path}: {error}") from None
+    tensors, metadata = read_tensors(path, "denoiser", "a safetensors checkpoint")
     if metadata.get("format") != FORMAT:
         raise InputError("denoiser", f"a checkpoint of format {FORMAT}", metadata.get("format"))
     try:

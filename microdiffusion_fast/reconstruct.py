@@ -172,6 +172,7 @@ def reconstruct(
     blend = GAMMA if gamma is None else gamma
     if steps is None and isinstance(blend, Sequence):
         steps = len(blend)
+    ratio = noise_to_signal(images, operator) if consistency == "soft" else None
 
     def plan_of(length: int) -> SamplingPlan:
         return make_plan(
@@ -181,7 +182,7 @@ def reconstruct(
             variance_mix=variance_mix,
             guidance=guidance,
             consistency=consistency,
-            noise_to_signal=noise_to_signal(images, operator) if consistency == "soft" else None,
+            noise_to_signal=ratio,
             spacing="snr" if method == "dpm++" else "time",
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, save_denoiser
+from .denoiser import Denoiser, read_tensors, save_denoiser, write_tensors
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
@@ -166,8 +166,6 @@ class _Run:
             self.averaged[name].lerp_(value, 1 - decay)
 
     def save(self) -> None:
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         for name, value in self.denoiser.state_dict().items():
             tensors[f"weight.{name}"] = value
@@ -177,25 +175,15 @@ class _Run:
             tensors[f"first.{name}"] = moments["exp_avg"]
             tensors[f"second.{name}"] = moments["exp_avg_sq"]
         recipe = json.dumps(asdict(self.config))
-        part = self.state_path.with_name(self.state_path.name + ".partial")
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(contiguous, part, {"step": str(self.step), "recipe": recipe})
-        part.replace(self.state_path)
+        write_tensors(self.state_path, tensors, {"step": str(self.step), "recipe": recipe})
         averaged = Denoiser(self.denoiser.config)
         averaged.load_state_dict(self.averaged)
         save_denoiser(self.path, averaged, {"recipe": recipe, "step": str(self.step)})
 
     def load(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
         if not self.state_path.is_file():
             raise InputError("resume", f"a training state {self.state_path}", "none")
-        try:
-            with safe_open(self.state_path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError) as error:
-            raise InputError("resume", "a safetensors state", str(error)) from None
+        tensors, metadata = read_tensors(self.state_path, "resume", "a safetensors state")
         if metadata.get("recipe") != json.dumps(asdict(self.config)):
             raise InputError("resume", "the recipe it was begun with", asdict(self.config))
         self.step = int(metadata["step"])
