@@ -23,7 +23,7 @@ NATIVE = "microdiffusion_fast._native"
 
 def native_sources() -> list[str]:
     """The translation units of the native module, relative to the root."""
-    paths = [ROOT / "kernels" / "bindings.cpp", *sorted(ROOT.glob("kernels/*/native.cpp"))]
+    paths = sorted(ROOT.glob("kernels/**/*.cpp"))
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
 

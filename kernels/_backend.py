@@ -1,6 +1,7 @@
 """Which compiled backends are there, and why not where they are not.
 
-The one place that looks for the native module; kernels ask here and fall back to their reference.
+The one place that looks for the native module and for Triton; kernels ask here and fall back to
+their reference. Triton is looked for, not imported: it loads with the first kernel on a GPU.
 """
 
 from __future__ import annotations
@@ -28,3 +29,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
 native: ModuleType | None
 native_missing: str | None
 native, native_missing = _load()
+
+triton_missing: str | None = (
+    None
+    if importlib.util.find_spec("triton") is not None
+    else "not installed: it comes with the CUDA builds of torch on Linux"
+)

@@ -1,19 +1,19 @@
 // The nanobind module `microdiffusion_fast._native`: arrays come in by DLPack without a copy, the GIL
-// is released around every kernel. Arguments are checked by the Python side of each kernel.
+// is released around every kernel. Arguments are checked by the Python side of each kernel; each
+// kernel's folder binds its own functions.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
 
-#include <array>
-#include <stdexcept>
-
-#include "counter_noise/native.h"
-#include "philox.h"
+#include "isa.h"
 
 namespace nb = nanobind;
-using Volume = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Words2 = std::array<uint32_t, 2>;
-using Words4 = std::array<uint32_t, 4>;
+
+void bind_axial_projection(nb::module_ &m);
+void bind_blended_step(nb::module_ &m);
+void bind_counter_noise(nb::module_ &m);
+void bind_hash_encoding(nb::module_ &m);
+void bind_volume_metrics(nb::module_ &m);
+void bind_windowed_ssim(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Native CPU kernels of microdiffusion_fast.";
@@ -22,30 +22,15 @@ NB_MODULE(_native, m) {
 #else
     m.attr("openmp") = false;
 #endif
+    m.def("isa", [] { return mdf::isa_name(mdf::current_isa()); },
+          "The instruction set that the kernels run on: baseline, avx2 or avx512.");
+    m.def("use_isa", &mdf::use_isa, nb::arg("name"),
+          "Choose the instruction set, for tests and benchmarks: all give the same bits.");
 
-    m.def(
-        "philox4x32",
-        [](Words4 c, Words2 key) {
-            mdf::philox4x32_10(c[0], c[1], c[2], c[3], key[0], key[1]);
-            return c;
-        },
-        nb::arg("counter"), nb::arg("key"), "Philox4x32-10 of one counter.");
-
-    m.def(
-        "counter_noise",
-        [](Volume out, mdf::Extent offset, mdf::Extent volume, uint64_t seed, uint32_t step,
-           uint32_t stream, int threads) {
-            mdf::Extent shape;
-            for (size_t i = 0; i < 3; ++i) {
-                shape[i] = static_cast<int64_t>(out.shape(i));
-                if (offset[i] < 0 || offset[i] > volume[i] - shape[i])
-                    throw std::invalid_argument("offset: expected the block inside the volume");
-            }
-            float *data = out.data();
-            nb::gil_scoped_release release;
-            mdf::counter_noise(data, shape, offset, volume, seed, step, stream, threads);
-        },
-        nb::arg("out").noconvert(), nb::arg("offset"), nb::arg("volume"), nb::arg("seed"),
-        nb::arg("step"), nb::arg("stream"), nb::arg("threads"),
-        "Fill `out` with the block at `offset` of a volume's standard normals.");
+    bind_axial_projection(m);
+    bind_blended_step(m);
+    bind_counter_noise(m);
+    bind_hash_encoding(m);
+    bind_volume_metrics(m);
+    bind_windowed_ssim(m);
 }

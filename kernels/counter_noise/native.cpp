@@ -11,7 +11,7 @@
 
 #include "philox.h"
 
-namespace mdf {
+namespace mdf::MDF_ISA {
 namespace {
 
 constexpr int kQuads = 256;             // Counters per tile: its arrays (16 KiB) stay in the L1 cache.
@@ -147,4 +147,4 @@ void counter_noise(float *out, const Extent &shape, const Extent &offset, const 
     }
 }
 
-}  // namespace mdf
+}  // namespace mdf::MDF_ISA
