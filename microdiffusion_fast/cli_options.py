@@ -199,6 +199,9 @@ TrainSteps = Annotated[
     int | None, typer.Option(min=1, help="Optimiser steps; default those of the shipped weights.")
 ]
 Volumes = Annotated[int | None, typer.Option(min=1, help="Simulated volumes to learn from.")]
+StartFrom = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights to begin with, not random ones.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUTPUT stopped.")]
 
 # Arguments in Python that are options here, for the wording of errors.
@@ -226,5 +229,6 @@ NAMES = {
     "batch_size",
     "blur",
     "volumes",
+    "start_from",
     "resume",
 }

@@ -39,6 +39,7 @@ def train(
     steps: option.TrainSteps = None,
     volumes: option.Volumes = None,
     seed: option.Seed = 0,
+    start_from: option.StartFrom = None,
     resume: option.Resume = False,
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
@@ -63,7 +64,14 @@ def train(
     chosen = {name: value for name, value in given.items() if value is not None}
     config = TrainingConfig(seed=seed, **chosen)
     with support.naming(output=support.OUTPUT):
-        compute(output, config=config, resume=resume, overwrite=overwrite, progress=not quiet)
+        compute(
+            output,
+            config=config,
+            start_from=start_from,
+            resume=resume,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
     if not quiet:
         print(f"wrote {output} in {format_seconds(time.perf_counter() - begun)}")
         print(f"use it with: microdiffusion-fast reconstruct --denoiser {shlex.quote(str(output))}")

@@ -274,18 +274,18 @@ def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = 
     write_tensors(path, denoiser.state_dict(), metadata)
 
 
-def load_denoiser(path: Path | None = None) -> Denoiser:
+def load_denoiser(path: Path | None = None, *, argument: str = "denoiser") -> Denoiser:
     """Load a checkpoint; None is the one that ships with the package.
 
     Raises:
-        InputError: the file is missing, not safetensors, or of another network.
+        InputError: the file is missing, not safetensors, or of another network; names `argument`.
     """
     path = SHIPPED if path is None else Path(path)
     if not path.is_file():
-        raise InputError("denoiser", "an existing .safetensors file", str(path))
-    tensors, metadata = read_tensors(path, "denoiser", "a safetensors checkpoint")
+        raise InputError(argument, "an existing .safetensors file", str(path))
+    tensors, metadata = read_tensors(path, argument, "a safetensors checkpoint")
     if metadata.get("format") != FORMAT:
-        raise InputError("denoiser", f"a checkpoint of format {FORMAT}", metadata.get("format"))
+        raise InputError(argument, f"a checkpoint of format {FORMAT}", metadata.get("format"))
     try:
         values = json.loads(metadata["config"])
         values["encoder_widths"] = tuple(values["encoder_widths"])
@@ -293,5 +293,5 @@ def load_denoiser(path: Path | None = None) -> Denoiser:
         denoiser.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError("denoiser", "the tensors its configuration asks for", reason) from None
+        raise InputError(argument, "the tensors its configuration asks for", reason) from None
     return denoiser.eval()

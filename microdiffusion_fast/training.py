@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, read_tensors, save_denoiser, write_tensors
+from .denoiser import Denoiser, load_denoiser, read_tensors, save_denoiser, write_tensors
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
@@ -25,7 +25,7 @@ _SLICES = 24  # slices a step predicts, about: windows times stride
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe of the shipped weights; they are its checkpoint at step 3250.
+    """One stage of the recipe of the shipped weights; their card lists the stages.
 
     Attributes:
         steps: optimiser steps.
@@ -34,6 +34,7 @@ class TrainingConfig:
         size: side of a window in pixels.
         learning_rate: peak; 200 steps of warm-up, then a cosine.
         seed: of volumes, windows, noise and weights.
+        pure_noise: share of the windows that start from pure noise, the task of the posterior mean.
         averaging: decay of the moving average of the weights, which is what is saved.
         checkpoint: steps between checkpoints.
     """
@@ -44,6 +45,7 @@ class TrainingConfig:
     size: int = 64
     learning_rate: float = 1.2e-3
     seed: int = 0
+    pure_noise: float = 0.5
     averaging: float = 0.998
     checkpoint: int = 250
 
@@ -54,6 +56,8 @@ class TrainingConfig:
                 raise InputError(name, f"an integer of at least {least}", getattr(self, name))
         if not 0 <= self.seed < 1000:
             raise InputError("seed", "an integer in [0, 1000)", self.seed)
+        if not 0 <= self.pure_noise <= 1:
+            raise InputError("pure_noise", "a share in [0, 1]", self.pure_noise)
 
 
 def simulated_source(seed: int, side: int) -> Source:
@@ -69,6 +73,7 @@ def train(
     output: str | Path,
     *,
     config: TrainingConfig | None = None,
+    start_from: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -78,9 +83,11 @@ def train(
 
     The state beside it (`.state.safetensors`) is replaced at every checkpoint. Every step draws
     from generators seeded by (seed, step), so a resumed run equals an uninterrupted one.
+    `start_from` is a checkpoint whose weights the first step begins with, instead of random ones.
 
     Raises:
-        InputError: output exists without `resume` or `overwrite`, or another recipe began it.
+        InputError: output exists without `resume` or `overwrite`, another recipe began it, or
+            `start_from` is no checkpoint.
     """
     config = config or TrainingConfig()
     path = Path(output)
@@ -92,6 +99,8 @@ def train(
         raise InputError("output", "a path that does not exist, or --resume", str(path))
     torch.manual_seed(config.seed)
     denoiser = Denoiser()
+    if start_from is not None:
+        denoiser = load_denoiser(Path(start_from), argument="start_from").train()
     run = _Run(denoiser, config, path)
     if resume:
         run.load()
@@ -128,7 +137,13 @@ def _train_step(
     noisy = [Source(source.volume, source.depth_axes, noise) for source in drawn]
     batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size)
     error, reference = training_loss(
-        run.denoiser, batch, acquisition, schedule, generator, mixed=fast_bfloat16()
+        run.denoiser,
+        batch,
+        acquisition,
+        schedule,
+        generator,
+        pure_noise=config.pure_noise,
+        mixed=fast_bfloat16(),
     )
     warm = min(1.0, (run.step + 1) / 200)
     rate = config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * run.step / config.steps))

@@ -591,16 +591,17 @@ def test_train_passes_its_options_on(
     monkeypatch.setattr(training, "train", lambda *a, **options: seen.append((*a, options)))
     out = tmp_path / "weights.safetensors"
     assert real_run("train", "-o", out, "--quiet")[0] == 0
-    recipe = {"config": training.TrainingConfig(), "resume": False, "overwrite": False}
-    assert seen.pop() == (out, {**recipe, "progress": False})
+    plain = {"start_from": None, "resume": False, "overwrite": False, "progress": True}
+    fresh = {**plain, "config": training.TrainingConfig(), "progress": False}
+    assert seen.pop() == (out, fresh)
     out.write_bytes(b"old")
-    options = ("--steps", 9, "--volumes", 4, "--seed", 3)
+    options = ("--steps", 9, "--volumes", 4, "--seed", 3, "--start-from", out)
     assert real_run("train", "-o", out, "--resume", *options)[0] == 0 and out.exists()
     config = training.TrainingConfig(steps=9, volumes=4, seed=3)
-    resumed = {"config": config, "resume": True, "overwrite": False, "progress": True}
+    resumed = {**plain, "config": config, "start_from": out, "resume": True}
     assert seen.pop() == (out, resumed)
     assert real_run("train", "-o", out, "--overwrite")[0] == 0
-    assert seen.pop() == (out, {**recipe, "overwrite": True, "progress": True})
+    assert seen.pop() == (out, {**fresh, "overwrite": True, "progress": True})
     assert out.read_bytes() == b"old"  # replaced by the first checkpoint, not before
 
 

@@ -270,6 +270,22 @@ def test_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_run")
+def test_a_run_may_start_from_weights(tmp_path: Path) -> None:
+    first = train(tmp_path / "first.safetensors", config=RECIPE, progress=False)
+    # no step of a learning rate worth mentioning: what comes out is what went in
+    still = replace(RECIPE, steps=1, learning_rate=1e-12, averaging=0.0, seed=5)
+    second = train(tmp_path / "b.safetensors", config=still, start_from=first, progress=False)
+    begun, ended = load_denoiser(first).state_dict(), load_denoiser(second).state_dict()
+    for name, value in begun.items():
+        torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-4)
+    other = train(tmp_path / "c.safetensors", config=still, progress=False)
+    distant = load_denoiser(other).state_dict()
+    assert any((distant[name] - value).abs().max() > 1e-2 for name, value in begun.items())
+    with pytest.raises(InputError, match=r"^start_from: expected an existing"):
+        train(tmp_path / "d.safetensors", config=still, start_from=tmp_path / "no", progress=False)
+
+
+@pytest.mark.usefixtures("tiny_run")
 def test_a_finished_run_may_be_resumed(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     train(path, config=RECIPE, progress=False)
