@@ -135,7 +135,7 @@ def _train_step(
         noise = sigma / math.sqrt(acquisition.step_length)
     drawn = [sources[int(i)] for i in rng.integers(len(sources), size=count)]
     noisy = [Source(source.volume, source.depth_axes, noise) for source in drawn]
-    batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size)
+    batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size, vary=True)
     error, reference = training_loss(
         run.denoiser,
         batch,

@@ -65,6 +65,7 @@ class Acquisition:
         return replace(drawn, weights=weights / weights.sum())
 
 
+_LOG_ZOOMS = (math.log(0.7), math.log(1.7))
 _STEP_SHARES = np.array([1, 1, 1.5, 2, 4, 2, 2, 1, 1.5, 1, 2]) / 19.0
 
 
@@ -75,6 +76,69 @@ def axial_spread(weights: Tensor) -> float:
     centre = (w * taps).sum()
     variance = float((w * (taps - centre) ** 2).sum())
     return math.sqrt(variance / ((len(w) ** 2 - 1) / 12))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A source seen along one of its depth axes, magnified.
+
+    Attributes:
+        volume: [Z, Y, X], the depth first.
+        zoom: pixels of the scene per voxel of the volume.
+    """
+
+    volume: Tensor
+    zoom: float = 1.0
+
+    @classmethod
+    def draw(cls, source: Source, rng: np.random.Generator, *, vary: bool) -> Scene:
+        """One of the depth axes, the others exchanged half of the time; magnified if `vary`."""
+        axis = source.depth_axes[int(rng.integers(len(source.depth_axes)))]
+        volume = source.volume.movedim(axis, 0)
+        if rng.random() < 0.5:
+            volume = volume.transpose(1, 2)
+        zoom = math.exp(rng.uniform(*_LOG_ZOOMS)) if vary and rng.random() < 0.6 else 1.0
+        return cls(volume, zoom)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Pixels of the whole scene."""
+        depth, height, width = (int(n * self.zoom) for n in self.volume.shape)
+        return depth, height, width
+
+    def block(self, *ranges: tuple[int, int]) -> Tensor:
+        """The pixels of three index ranges (z, y, x), float32; the ends are repeated."""
+        volume = self.volume
+        for axis, (start, stop) in enumerate(ranges):
+            last = volume.shape[axis] - 1
+            if self.zoom == 1.0:
+                index = torch.arange(start, stop).clamp(0, last)
+                volume = volume.index_select(axis, index)
+                continue
+            place = ((torch.arange(start, stop) + 0.5) / self.zoom - 0.5).clamp(0, last)
+            below = place.floor().clamp(max=last - 1)
+            fraction = (place - below).view([-1 if a == axis else 1 for a in range(3)])
+            index = below.long()
+            low, high = (volume.index_select(axis, i).float() for i in (index, index + 1))
+            volume = torch.lerp(low, high, fraction)
+        return volume.float()
+
+
+def _changed(block: Tensor, sources: Sequence[Source], rng: np.random.Generator) -> Tensor:
+    """A block as another specimen might show it: a second structure in it, another contrast."""
+    if rng.random() < 0.35:
+        scene = Scene.draw(sources[int(rng.integers(len(sources)))], rng, vary=True)
+        starts = [
+            int(rng.integers(max(1, n - m + 1)))
+            for n, m in zip(scene.shape, block.shape, strict=True)
+        ]
+        other = scene.block(*((a, a + m) for a, m in zip(starts, block.shape, strict=True)))
+        other = other * float(rng.uniform(0.2, 1.0))
+        block = torch.maximum(block, other) if rng.random() < 0.5 else block + other
+    if rng.random() < 0.6:
+        top = max(float(block.max()), 1e-3)
+        block = top * (block.clamp(min=0) / top) ** math.exp(0.35 * rng.normal())
+    return block
 
 
 @dataclass(frozen=True)
@@ -111,25 +175,29 @@ def draw_batch(
     *,
     count: int,
     size: int,
+    vary: bool = False,
 ) -> Batch:
-    """Draw `count` random windows of `size` x `size` pixels, mirrored, turned and scaled."""
-    drawn = [
-        _draw(sources[int(rng.integers(len(sources)))], acquisition, rng, size)
-        for _ in range(count)
-    ]
+    """Draw `count` random windows of `size` x `size` pixels, mirrored, turned and scaled.
+
+    `vary` also magnifies, mixes and bends the contrast of what is drawn: a network that sees the
+    same simulated volumes again and again learns the simulator (docs/defaults.md).
+    """
+    drawn = [_draw(sources, acquisition, rng, size, vary) for _ in range(count)]
     windows, slices, positions = zip(*drawn, strict=True)
     return Batch(torch.stack(windows), torch.stack(slices), torch.stack(positions))
 
 
 def _draw(
-    source: Source, acquisition: Acquisition, rng: np.random.Generator, size: int
+    sources: Sequence[Source],
+    acquisition: Acquisition,
+    rng: np.random.Generator,
+    size: int,
+    vary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     s, stride = acquisition.step_length, acquisition.stride
-    axis = source.depth_axes[int(rng.integers(len(source.depth_axes)))]
-    volume = source.volume.movedim(axis, 0)
-    if rng.random() < 0.5:
-        volume = volume.transpose(1, 2)
-    depth, height, width = volume.shape
+    source = sources[int(rng.integers(len(sources)))]
+    scene = Scene.draw(source, rng, vary=vary)
+    depth, height, width = scene.shape
     fitting = (depth - s) // stride  # index of the last window that fits after the first
     slack = depth - s - fitting * stride
     offset = int(rng.integers(slack + 1))
@@ -148,8 +216,9 @@ def _draw(
     margin = math.ceil(3 * acquisition.axial_blur)
     start = offset + first * stride - margin - max(0, 1 - low)
     stop = offset + last * stride + s + margin + max(0, low + stride + 1 - s)
-    index = torch.arange(start, stop).clamp(0, depth - 1)
-    block = volume[index, y : y + size, x : x + size].float()
+    block = scene.block((start, stop), (y, y + size), (x, x + size))
+    if vary:
+        block = _changed(block, sources, rng)
     block = blur_depth(block, acquisition.axial_blur)
 
     def place(window: int) -> int:

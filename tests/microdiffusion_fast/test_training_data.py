@@ -15,6 +15,7 @@ from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.training_data import (
     Acquisition,
     Batch,
+    Scene,
     Source,
     axial_spread,
     blur_depth,
@@ -295,3 +296,36 @@ def test_blur_depth_repeats_the_ends_and_blurs_nothing_else() -> None:
     torch.testing.assert_close(blur_depth(flat, 3.5), flat, rtol=0, atol=1e-6)
     volume = uniform(9, 3, 3)
     assert torch.equal(blur_depth(volume, 0.0), volume)
+
+
+# --- varied scenes ---
+
+
+def test_a_scene_at_its_own_size_is_the_volume() -> None:
+    volume = torch.arange(5 * 6 * 7, dtype=torch.float32).view(5, 6, 7)
+    block = Scene(volume).block((-1, 6), (1, 4), (0, 7))
+    assert block.shape == (7, 3, 7)
+    assert torch.equal(block[1:6], volume[:, 1:4])
+    assert torch.equal(block[0], volume[0, 1:4]) and torch.equal(block[6], volume[4, 1:4])
+
+
+@pytest.mark.parametrize("zoom", [0.7, 1.3, 1.7])
+def test_a_magnified_ramp_is_a_ramp(zoom: float) -> None:
+    ramp = torch.arange(40.0).view(40, 1, 1).expand(40, 8, 8)
+    scene = Scene(ramp, zoom)
+    assert scene.shape == (int(40 * zoom), int(8 * zoom), int(8 * zoom))
+    inner = scene.block((4, 20), (0, 5), (0, 5))
+    expected = (torch.arange(4, 20) + 0.5) / zoom - 0.5
+    torch.testing.assert_close(inner[:, 2, 2], expected, rtol=0, atol=1e-4)
+
+
+def test_varied_windows_are_still_the_projections_of_their_slices() -> None:
+    rng = np.random.default_rng(4)
+    volumes = [torch.rand(30, 30, 30, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    sources = [Source(volume, (0, 1, 2)) for volume in volumes]
+    acquisition = Acquisition.uniform(4)
+    batch = draw_batch(sources, acquisition, rng, count=40, size=16, vary=True)
+    inner = batch.slices[:, 1:-1]
+    torch.testing.assert_close(inner.mean(1), batch.windows[:, CONTEXT], rtol=0, atol=1e-5)
+    plain = draw_batch(sources, acquisition, np.random.default_rng(4), count=40, size=16)
+    assert batch.slices.std() != plain.slices.std()
