@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 REPORT_NATIVE := $(BIN)/python -c "from microdiffusion_fast.kernels import _backend as b; \
 	print('native CPU kernels:', b.native_missing or 'built')"
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/microdiffusion-fast demo -o demo_out --overwrite
@@ -24,6 +24,30 @@ lint: $(VENV)/.installed-dev
 	cp -rs $(CURDIR)/microdiffusion_fast build/layout/
 	ln -s $(CURDIR)/kernels build/layout/microdiffusion_fast/kernels
 	cd build/layout && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p microdiffusion_fast
+
+# The suites on the CPU, then every bar: holds or misses.
+bench: $(VENV)/.installed-bench
+	rm -f bench/results/cpu.json
+	$(BIN)/python -m pytest -q bench --benchmark-columns=min,median,max,rounds \
+		--benchmark-json=bench/results/cpu.json; rows=$$?; \
+	$(BIN)/python -m bench.bars bench/results/cpu.json && exit $$rows
+
+# For a machine with CUDA: the kernel tests there, the suites and the bars. `make gpu PY=python3` takes
+# an interpreter that has torch and pytest-benchmark as it is, and the package in place: the layout
+# that is installed elsewhere is linked together in build/gpu.
+PY := $(CURDIR)/$(BIN)/python
+GPU_NAME := import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))
+gpu: $(if $(filter $(CURDIR)/$(BIN)/python,$(PY)),$(VENV)/.installed-bench)
+	rm -rf build/gpu && mkdir -p build/gpu
+	cp -rs $(CURDIR)/microdiffusion_fast build/gpu/
+	ln -sfn $(CURDIR)/kernels build/gpu/microdiffusion_fast/kernels
+	ln -s $(CURDIR)/bench build/gpu/bench
+	cd build/gpu && env -u TRITON_INTERPRET $(PY) -m pytest -q $(CURDIR)/tests/kernels
+	cd build/gpu && results=$(CURDIR)/bench/results/gpu-$$($(PY) -c "$(GPU_NAME)").json; \
+	rm -f $$results; \
+	MDF_BENCH_DEVICE=cuda $(PY) -m pytest -q $(CURDIR)/bench \
+		--benchmark-columns=min,median,max,rounds --benchmark-json=$$results; rows=$$?; \
+	$(PY) -m bench.bars $$results && exit $$rows
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is \
@@ -40,8 +64,13 @@ $(VENV)/.installed-dev: $(BUILD_INPUTS) | $(BIN)/python
 	@$(REPORT_NATIVE)
 	@touch $(VENV)/.installed $@
 
+$(VENV)/.installed-bench: $(BUILD_INPUTS) | $(BIN)/python
+	$(INSTALL) -e '.[bench]'
+	@$(REPORT_NATIVE)
+	@touch $(VENV)/.installed $@
+
 # Leaves .venv and every result alone; the next make installs again.
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
-	rm -f microdiffusion_fast/_native*.so $(VENV)/.installed $(VENV)/.installed-dev
+	rm -f microdiffusion_fast/_native*.so $(VENV)/.installed $(VENV)/.installed-*
 	find kernels microdiffusion_fast tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,8 @@ CALLS = 5 if DEVICE.type == "cuda" and not SMOKE else 1
 # Of a row and of the peers that say nothing else; odd, so that a median is one of the ratios.
 ROUNDS = 2 if SMOKE else 11
 
+INFINITY = float("inf")
+
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -114,7 +116,6 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """
     if SMOKE:
         raise Unavailable("skipped in a smoke run")
-    torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
@@ -202,6 +203,7 @@ def measure_once(benchmark: Any, row: Row) -> Json:
 
 def _begin(benchmark: Any, row: Row) -> Json:
     """The record of a row, wrong until it is verified and complete."""
+    torch.compiler.reset()  # compiled peers of other rows, whose recompilations count as ours
     benchmark.group = row.name.partition(".")[0]
     record = {"row": row.name, "about": row.about, "size": row.size, "status": "wrong"}
     benchmark.extra_info["row"] = record
@@ -324,4 +326,4 @@ def _difference(found: Any, expected: Any) -> float | None:
         return None
     assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
     gap = torch.where(found == expected, 0.0, (found - expected).abs())
-    return float(gap.nan_to_num(nan=float("inf")).max())
+    return float(gap.nan_to_num(nan=INFINITY, posinf=INFINITY).max())
