@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -23,7 +24,7 @@ def bench_noise(measure: Measure) -> None:
     host = np.zeros(SHAPE, dtype=np.float32)
     numpy_generator = np.random.default_rng(3)
 
-    def other(draw: partial[object]) -> Peer:
+    def other(draw: Callable[[], object]) -> Peer:
         return lambda: Contender(draw, rounds=SLOW, same=False)
 
     torch_fresh = partial(torch.randn, SHAPE, generator=torch_generator, device=DEVICE)

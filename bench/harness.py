@@ -8,7 +8,6 @@ swings, and what is reported are ratios within rounds. bench/README.md says how 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bench.figures import ratios, roofline, spread
 from bench.memory import peak_extra_bytes, poisoned_memory
 
 SMOKE = os.environ.get("MDF_BENCH_SMOKE", "0") not in ("", "0")
@@ -216,40 +216,6 @@ def _verify(record: Json, row: Row, found: Tensor | None, exact: Tensor | None) 
     assert error is None or error <= row.tolerance, (
         f"{row.name}: error {error:.3g} against float64, tolerance {row.tolerance:.3g}"
     )
-
-
-def spread(values: Sequence[float]) -> Json:
-    """Median, quartiles and least of some numbers."""
-    ordered = sorted(values)
-    low, high = ordered[0], ordered[-1]
-    if len(ordered) > 3:
-        low, _, high = statistics.quantiles(ordered, n=4, method="inclusive")
-    least = {"low": low, "high": high, "least": ordered[0]}
-    return {"median": statistics.median(ordered), **least}
-
-
-def ratios(above: dict[int, float], below: dict[int, float]) -> Json:
-    """The spread of `above / below` within rounds, with the ratio of the least of both.
-
-    Something that was part of few rounds takes so long that it averages over the machine's swings,
-    and a single short call beside it does not: then the median of all of `below` stands in.
-    """
-    typical = statistics.median(below.values())
-    paired = 2 * len(above) > len(below)
-    values = [time / (below[i] if paired else typical) for i, time in above.items()]
-    return spread(values) | {"of_least": min(above.values()) / min(below.values())}
-
-
-def roofline(floor_bytes: float, ours: dict[int, float], copies: dict[int, float]) -> Json:
-    """How ours compares with a memcpy of as many bytes: `times_floor` and its inverse."""
-    times_floor = ratios(ours, copies)
-    return {
-        "floor_bytes": int(floor_bytes),
-        "gb_per_s": floor_bytes / statistics.median(ours.values()) / 1e9,
-        "memcpy_gb_per_s": floor_bytes / statistics.median(copies.values()) / 1e9,
-        "times_floor": times_floor,
-        "roofline": 1.0 / times_floor["median"],
-    }
 
 
 def _warmed(

@@ -142,8 +142,10 @@ class StepCase:
                 device=DEVICE,
                 dtype=torch.float64,
             )
-        windows = slice(rows.start // STEP_LENGTH, rows.start // STEP_LENGTH + 1)
-        inside = self.projections is not None and rows.stop <= len(self.projections) * STEP_LENGTH
+        window = rows.start // STEP_LENGTH  # none for the slices behind the last one
+        projections = None
+        if self.projections is not None and window < len(self.projections):
+            projections = self.projections[window : window + 1].double()
         x = self.start[rows].double()
         blended_step_reference(
             x,
@@ -155,7 +157,7 @@ class StepCase:
             uncond=self.uncond[rows].double(),
             noise=noise,
             history=part(self.first),
-            projections=self.projections[windows].double() if inside else None,
+            projections=projections,
             weights=[1 / STEP_LENGTH] * STEP_LENGTH,
             stride=STEP_LENGTH,
         )

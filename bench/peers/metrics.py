@@ -34,8 +34,8 @@ def skimage_overlap(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
     levels = float(threshold_otsu(x)), float(threshold_otsu(y))
     above_x, above_y = x > levels[0], y > levels[1]
-    both = np.count_nonzero(above_x & above_y)
-    return *levels, dice(np.count_nonzero(above_x), np.count_nonzero(above_y), both)
+    counts = (int(np.count_nonzero(mask)) for mask in (above_x, above_y, above_x & above_y))
+    return *levels, dice(*counts)
 
 
 def skimage_ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -86,14 +86,14 @@ def torchmetrics_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 def msssim_ssim(x: Tensor, y: Tensor) -> Tensor:
     """pytorch-msssim's SSIM in 3D: Gaussian 11, sigma 1.5."""
-    from pytorch_msssim import ssim
+    from pytorch_msssim import ssim  # type: ignore[import-untyped]
 
     return ssim(x[None, None], y[None, None], data_range=LEVELS)
 
 
 def fused_ssim_3d(x: Tensor, y: Tensor) -> Contender:
     """fused-ssim's 3D kernel, which expects [0, 1]; "valid" leaves the borders out, as all do."""
-    from fused_ssim import fused_ssim3d
+    from fused_ssim import fused_ssim3d  # type: ignore[import-not-found]
 
     a, b = x[None, None] / LEVELS, y[None, None] / LEVELS
     return Contender(lambda: fused_ssim3d(a, b, padding="valid", train=False))

@@ -13,7 +13,8 @@ import torch
 
 from bench import harness
 from bench.conftest import _rounded
-from bench.harness import Contender, Row, Unavailable, measure, ratios, roofline, spread
+from bench.figures import ratios, roofline, spread
+from bench.harness import Contender, Row, Unavailable, measure
 from bench.memory import peak_extra_bytes, poisoned_memory
 
 
