@@ -61,7 +61,7 @@ def bench_sums(measure: Measure) -> None:
         peers,
         floor_bytes=8 * x.numel(),
         exact=lambda: others.plain_sums(x.double(), y.double()),
-        tolerance=1e-6,
+        tolerance=2e-6,  # of a PSNR near 28; float32 torch is off by 1e-6
     )
     measure(row)
 
