@@ -20,7 +20,7 @@ SPEC = choose(
     cuda=HashGridSpec(16, 2, 19, 16, 32 ** (1 / 15)),
 )
 ABOUT = f"{SPEC.n_levels} levels x {SPEC.n_features}, 2^{SPEC.log2_hashmap_size}"
-SLOW = 3
+SLOW = 2
 COMPARED = 1 << 15
 # Positions are rounded to float32 in a cell of the finest level: 2^-24 * 512, of features up to 1.
 TOLERANCE = 1e-4
