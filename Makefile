@@ -36,18 +36,19 @@ bench: $(VENV)/.installed-bench
 # an interpreter that has torch and pytest-benchmark as it is, and the package in place: the layout
 # that is installed elsewhere is linked together in build/gpu.
 PY := $(CURDIR)/$(BIN)/python
-GPU_NAME := import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))
+GPU_NAME := import torch; assert torch.cuda.is_available(), 'make gpu needs a CUDA device'; \
+	print(torch.cuda.get_device_name().lower().replace(' ', '-'))
 gpu: $(if $(filter $(CURDIR)/$(BIN)/python,$(PY)),$(VENV)/.installed-bench)
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -rs $(CURDIR)/microdiffusion_fast build/gpu/
 	ln -sfn $(CURDIR)/kernels build/gpu/microdiffusion_fast/kernels
 	ln -s $(CURDIR)/bench build/gpu/bench
-	cd build/gpu && env -u TRITON_INTERPRET $(PY) -m pytest -q $(CURDIR)/tests/kernels
-	cd build/gpu && results=$(CURDIR)/bench/results/gpu-$$($(PY) -c "$(GPU_NAME)").json; \
-	rm -f $$results; \
+	cd build/gpu && results=$(CURDIR)/bench/results/gpu-$$($(PY) -c "$(GPU_NAME)").json && \
+	rm -f $$results && \
+	{ env -u TRITON_INTERPRET $(PY) -m pytest -q $(CURDIR)/tests/kernels; tests=$$?; \
 	MDF_BENCH_DEVICE=cuda $(PY) -m pytest -q $(CURDIR)/bench \
 		--benchmark-columns=min,median,max,rounds --benchmark-json=$$results; rows=$$?; \
-	$(PY) -m bench.bars $$results && exit $$rows
+	$(PY) -m bench.bars $$results && exit $$((tests + rows)); }
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is \
