@@ -1,20 +1,23 @@
-"""One pass over two volumes: all that MSE, PSNR, global SSIM and Otsu's threshold need."""
+"""One pass over two volumes: all that MSE, PSNR, global SSIM and Otsu's threshold need.
+
+`evaluate_sums` gives sums, extremes and histograms; `overlap_counts` is the second pass of DICE.
+The native kernel reads uint8, int16, uint16, float32 and float64, the Triton kernel bfloat16 and
+float16 too; other dtypes, and devices without a kernel, are served by the reference.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import operators
 from . import reference as _reference
-from .reference import BINS, bin_edges
+from .reference import BINS, Range, bin_edges
 
-__all__ = ["BINS", "VolumeSums", "bin_edges", "evaluate_sums"]
-
-Range = tuple[float, float]
+__all__ = ["BINS", "VolumeSums", "bin_edges", "evaluate_sums", "overlap_counts"]
 
 
 @dataclass(frozen=True)
@@ -93,34 +96,29 @@ def evaluate_sums(
         ranges: Limits of the two histograms; values outside fall into the end bins. Default: `clip`
             for both, and without a clip the extremes of each volume, which costs a second read.
             Blocks merge only if their ranges agree.
-
         histograms: False leaves both histograms empty, which is several times faster.
 
     Raises:
         ValueError: if the shapes differ, a volume is empty or not 3D, or values are not finite.
+        TypeError: if a volume is complex.
     """
-    for name, volume in (("reference", reference), ("test", test)):
-        if volume.ndim != 3 or volume.numel() == 0:
-            shape = list(volume.shape)
-            raise ValueError(f"{name}: expected a volume [Z, Y, X], not empty, got shape {shape}")
-    if reference.shape != test.shape:
-        expected = f"shape {list(reference.shape)}, like the reference"
-        raise ValueError(f"test: expected {expected}, got {list(test.shape)}")
+    _check_volumes(reference, test)
+    arguments = (reference, test, scale, offset, _checked_range("clip", clip))
+    for limits in ranges or ():
+        _checked_range("ranges", limits)
     limits = (clip, clip) if ranges is None and clip is not None else ranges
-    bounds = list(clip or ())
-    edges = [edge for pair in limits or () for edge in pair] if histograms else []
-    table, counts = _evaluate_sums(reference, test, scale, offset, bounds, edges)
+    table, counts = operators.sums(*arguments, _edges(limits) if histograms else [])
     columns = dict(zip(_reference.COLUMNS, table.unbind(1), strict=True))
-    if not math.isfinite(float(table.sum())):
+    low_x, low_y = columns["min_x"].min(), columns["min_y"].min()
+    high_x, high_y = columns["max_x"].max(), columns["max_y"].max()
+    # One transfer, where the volumes lie on a GPU.
+    total, *extremes = torch.stack([table.sum(), low_x, high_x, low_y, high_y]).tolist()
+    if not math.isfinite(total):
         raise ValueError("reference, test: expected finite values, got NaN or infinity")
     if limits is None:
-        limits = (
-            (float(columns["min_x"].min()), float(columns["max_x"].max())),
-            (float(columns["min_y"].min()), float(columns["max_y"].max())),
-        )
+        limits = ((extremes[0], extremes[1]), (extremes[2], extremes[3]))
         if histograms:
-            edges = [edge for pair in limits for edge in pair]
-            counts = _evaluate_sums(reference, test, scale, offset, bounds, edges)[1]
+            counts = operators.sums(*arguments, _edges(limits), moments=False)[1]
     return VolumeSums(
         **columns,
         histogram_x=counts[0],
@@ -130,35 +128,60 @@ def evaluate_sums(
     )
 
 
-@torch.library.custom_op("microdiffusion_fast::volume_metrics", mutates_args=())
-def _evaluate_sums(
+def overlap_counts(
     reference: Tensor,
     test: Tensor,
-    scale: float,
-    offset: float,
-    clip: Sequence[float],
-    ranges: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    # Lists of floats, empty for None: operator schemas have no pairs.
-    return _reference.slice_sums(
-        reference,
-        test,
-        scale,
-        offset,
-        (clip[0], clip[1]) if clip else None,
-        (ranges[0], ranges[1]) if ranges else None,
-        (ranges[2], ranges[3]) if ranges else None,
-    )
+    thresholds: tuple[float, float],
+    *,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    clip: Range | None = None,
+) -> Tensor:
+    """Voxels above the thresholds in x, in y and in both, of every slice: int64 [Z, 3].
+
+    Args:
+        reference: Volume x [Z, Y, X], any real dtype.
+        test: Volume y of the same shape on the same device.
+        thresholds: One for x and one for y, in mapped units; a voxel has to be above it.
+        scale: As in `evaluate_sums`.
+        offset: As in `evaluate_sums`.
+        clip: As in `evaluate_sums`.
+
+    Raises:
+        ValueError: if the shapes differ, a volume is empty or not 3D, or a threshold is NaN.
+        TypeError: if a volume is complex.
+    """
+    _check_volumes(reference, test)
+    if any(math.isnan(threshold) for threshold in thresholds):
+        raise ValueError(f"thresholds: expected two numbers, got {thresholds}")
+    limits = _checked_range("clip", clip)
+    return operators.overlaps(reference, test, *thresholds, scale, offset, limits)
 
 
-@_evaluate_sums.register_fake
-def _fake(
-    reference: Tensor,
-    test: Tensor,
-    scale: float,
-    offset: float,
-    clip: Sequence[float],
-    ranges: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    table = reference.new_empty((reference.shape[0], len(_reference.COLUMNS)), dtype=torch.float64)
-    return table, reference.new_empty((2, BINS), dtype=torch.int64)
+def _check_volumes(reference: Tensor, test: Tensor) -> None:
+    for name, volume in (("reference", reference), ("test", test)):
+        if volume.ndim != 3 or volume.numel() == 0:
+            shape = list(volume.shape)
+            raise ValueError(f"{name}: expected a volume [Z, Y, X], not empty, got shape {shape}")
+        if volume.is_complex():
+            raise TypeError(f"{name}: expected a real dtype, got {volume.dtype}")
+    if reference.shape != test.shape:
+        expected = f"shape {list(reference.shape)}, like the reference"
+        raise ValueError(f"test: expected {expected}, got {list(test.shape)}")
+    if reference.device != test.device:
+        expected = f"a tensor on {reference.device}, like the reference"
+        raise ValueError(f"test: expected {expected}, got one on {test.device}")
+
+
+def _checked_range(name: str, limits: Range | None) -> list[float]:
+    """The limits as the operators take them; empty for None."""
+    if limits is None:
+        return []
+    low, high = limits
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"{name}: expected two finite numbers (low, high), got {limits}")
+    return [low, high]
+
+
+def _edges(ranges: tuple[Range, Range] | None) -> list[float]:
+    return [edge for limits in ranges or () for edge in limits]

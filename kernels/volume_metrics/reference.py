@@ -1,6 +1,8 @@
-"""Per-slice moments, extremes and histograms of two volumes, in float64 torch."""
+"""Per-slice moments, extremes, histograms and overlaps of two volumes, in float64 torch."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -22,39 +24,66 @@ COLUMNS = (
     "max_y",
 )
 
+Range = tuple[float, float]
+
 
 def slice_sums(
+    reference: Tensor, test: Tensor, scale: float, offset: float, clip: Range | None
+) -> Tensor:
+    """Sums float64 [Z, 11] (see `COLUMNS`) of the mapped volumes; NaN where a slice is not finite.
+
+    Slices are summed one by one, so that a row does not depend on the slices that came along with
+    it.
+    """
+    rows = []
+    for slices in zip(reference, test, strict=True):
+        x, y = (_mapped(values, scale, offset, clip) for values in slices)
+        rows.append(_slice_row(x, y))
+    return torch.stack(rows)
+
+
+def histograms(
     reference: Tensor,
     test: Tensor,
     scale: float,
     offset: float,
-    clip: tuple[float, float] | None,
-    range_x: tuple[float, float] | None,
-    range_y: tuple[float, float] | None,
-) -> tuple[Tensor, Tensor]:
-    """Sums float64 [Z, 11] (see `COLUMNS`) and histograms int64 [2, 256] of the mapped volumes.
-
-    Slices are summed one by one, so that a row does not depend on the slices that came along with
-    it. A range of None leaves that histogram empty.
-    """
-    columns = []
-    histograms = torch.zeros(2, BINS, dtype=torch.int64, device=reference.device)
-    for z in range(reference.shape[0]):
-        x, y = (_mapped(volume[z], scale, offset, clip) for volume in (reference, test))
-        for row, values, limits in ((0, x, range_x), (1, y, range_y)):
-            if limits is not None:
-                histograms[row] += histogram(values, *limits)
-        columns.append(_slice_row(x, y))
-    return torch.stack(columns), histograms
-
-
-def _mapped(
-    values: Tensor, scale: float, offset: float, clip: tuple[float, float] | None
+    clip: Range | None,
+    ranges: tuple[Range, Range],
 ) -> Tensor:
+    """Histograms int64 [2, 256] of the mapped volumes over their `ranges`, see `histogram`."""
+    counts = torch.zeros(2, BINS, dtype=torch.int64, device=reference.device)
+    for slices in zip(reference, test, strict=True):
+        for row, values, limits in zip(counts, slices, ranges, strict=True):
+            row += histogram(_mapped(values, scale, offset, clip), *limits)
+    return counts
+
+
+def overlap_counts(
+    reference: Tensor,
+    test: Tensor,
+    threshold_x: float,
+    threshold_y: float,
+    scale: float,
+    offset: float,
+    clip: Range | None,
+) -> Tensor:
+    """Voxels of every slice above the thresholds in x, in y and in both, int64 [Z, 3]."""
+    rows = []
+    for slices in zip(reference, test, strict=True):
+        x, y = (_mapped(values, scale, offset, clip) for values in slices)
+        above_x, above_y = x > threshold_x, y > threshold_y
+        rows.append(torch.stack([m.sum() for m in (above_x, above_y, above_x & above_y)]))
+    return torch.stack(rows)
+
+
+def _mapped(values: Tensor, scale: float, offset: float, clip: Range | None) -> Tensor:
     mapped = values.to(torch.float64)
     if scale != 1.0 or offset != 0.0:
         mapped = mapped * scale + offset
-    return mapped if clip is None else mapped.clamp(*clip)
+    if clip is None:
+        return mapped
+    # Clipping would hide an infinite voxel.
+    return torch.where(mapped.isinf(), math.nan, mapped.clamp(*clip))
 
 
 def _slice_row(x: Tensor, y: Tensor) -> Tensor:
@@ -65,10 +94,14 @@ def _slice_row(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([count, *(s.sum(1).sum() for s in sums), *x.aminmax(), *y.aminmax()])
 
 
+def widened(low: float, high: float) -> Range:
+    """The range itself; one of no width is widened by 1/2 on both sides, as in numpy."""
+    return (low, high) if low != high else (low - 0.5, high + 0.5)
+
+
 def bin_edges(low: float, high: float) -> Tensor:
     """The 257 edges as `numpy.histogram` spaces them; a range of no width is widened by 1/2."""
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    low, high = widened(low, high)
     step = (high - low) / BINS
     edges = torch.arange(BINS + 1, dtype=torch.float64) * step + low
     edges[-1] = high
@@ -81,7 +114,8 @@ def histogram(values: Tensor, low: float, high: float) -> Tensor:
     """
     edges = bin_edges(low, high).to(values.device)
     flat = values.flatten()
-    index = ((flat - edges[0]) * (BINS / float(edges[-1] - edges[0]))).clamp_(0, BINS - 1).long()
+    quotient = (flat - edges[0]) * (BINS / float(edges[-1] - edges[0]))
+    index = quotient.nan_to_num_(0.0).clamp_(0, BINS - 1).long()
     # The quotient can round across an edge; the edges themselves decide, as in numpy.
     index -= ((flat < edges[index]) & (index > 0)).long()
     index += ((flat >= edges[index + 1]) & (index < BINS - 1)).long()

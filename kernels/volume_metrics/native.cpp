@@ -1,0 +1,178 @@
+// One read of two volumes for their moments, extremes and histograms; a second one for their overlap.
+#include "volume_metrics/native.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "volume_metrics/histogram.h"
+#include "volume_metrics/moments.h"
+
+namespace mdf::MDF_ISA {
+namespace {
+
+constexpr int kTile = 1024;          // Voxels at a time: all scratch stays in the L1 cache.
+constexpr int64_t kChunk = 1 << 16;  // Voxels of a work item, which is a part of a slice.
+constexpr int kColumns = 11;
+
+static_assert(kTile % kLanes == 0 && kChunk % kTile == 0, "lanes go round within a chunk");
+
+// The work items: every slice cut into chunks of one size, so that its row depends on it alone.
+struct Chunks {
+    int64_t slices, voxels, per_slice = (voxels + kChunk - 1) / kChunk;
+
+    int64_t size() const { return slices * per_slice; }
+    int64_t first(int64_t item) const {
+        return item / per_slice * voxels + item % per_slice * kChunk;
+    }
+    int64_t count(int64_t item) const {
+        return std::min(kChunk, voxels - item % per_slice * kChunk);
+    }
+};
+
+template <class T, class V> const V *converted(const void *data, int64_t first, int n, V *out) {
+    const T *values = static_cast<const T *>(data) + first;
+    for (int i = 0; i < n; ++i) out[i] = static_cast<V>(values[i]);
+    return out;
+}
+
+// n voxels as V, exactly: where they lie, if that is their type, and in `scratch` otherwise.
+template <class V> const V *tile(const Volume &volume, int64_t first, int n, V *scratch) {
+    switch (volume.pixel) {
+        case Pixel::uint8: return converted<uint8_t>(volume.data, first, n, scratch);
+        case Pixel::int16: return converted<int16_t>(volume.data, first, n, scratch);
+        case Pixel::uint16: return converted<uint16_t>(volume.data, first, n, scratch);
+        case Pixel::float32:
+            if (sizeof(V) == sizeof(float)) return static_cast<const V *>(volume.data) + first;
+            return converted<float>(volume.data, first, n, scratch);
+        case Pixel::float64: break;  // V is double then.
+    }
+    return static_cast<const V *>(volume.data) + first;
+}
+
+template <class V>
+void chunk(const Volume &x, const Volume &y, int64_t first, int64_t count, const Mapping &m,
+           double *row, Histograms *histograms) {
+    alignas(64) V scratch_x[kTile], scratch_y[kTile];
+    Moments moments;
+    for (int64_t at = 0; at < count; at += kTile) {
+        const int n = static_cast<int>(std::min<int64_t>(kTile, count - at));
+        const V *a = tile(x, first + at, n, scratch_x), *b = tile(y, first + at, n, scratch_y);
+        if (row && m.plain) moments.add<false>(a, b, n, m);
+        if (row && !m.plain) moments.add<true>(a, b, n, m);
+        if (histograms) histograms->add(a, b, n);
+    }
+    if (row) moments.store(row);
+}
+
+// A slice's row of the table from the rows of its chunks.
+void finish(const double *rows, int64_t chunks, int64_t voxels, const Mapping &m, double *out) {
+    double total[Moments::kAll];
+    std::copy_n(rows, Moments::kAll, total);
+    for (const double *row = rows + Moments::kAll; row < rows + chunks * Moments::kAll;
+         row += Moments::kAll) {
+        for (int q = 0; q < Moments::kSums; ++q) total[q] += row[q];
+        for (int q : {Moments::kLowX, Moments::kLowY}) total[q] = std::min(total[q], row[q]);
+        for (int q : {Moments::kHighX, Moments::kHighY}) total[q] = std::max(total[q], row[q]);
+    }
+    // Clipping would hide an infinite voxel.
+    bool finite = true;
+    for (int q = Moments::kSums; q < Moments::kAll; ++q) finite &= std::isfinite(total[q]);
+    out[0] = static_cast<double>(voxels);
+    for (int q = 0; q < Moments::kSums; ++q)
+        out[1 + q] = finite ? total[q] : std::numeric_limits<double>::quiet_NaN();
+    for (int q : {Moments::kLowX, Moments::kLowY}) {
+        if (m.scale < 0.0) std::swap(total[q], total[q + 1]);
+        out[1 + q] = mapped(total[q], m);
+        out[2 + q] = mapped(total[q + 1], m);
+    }
+}
+
+// Adds the voxels of [i, stop) above the threshold in x, in y and in both to `row`.
+template <class D, class V>
+void count_above(const V *x, const V *y, int i, int stop, const Mapping &m, double threshold_x,
+                 double threshold_y, int64_t *row) {
+    constexpr int kCount = sizeof(D) / sizeof(double);
+    auto in_x = (D{} > 0.0) & int64_t{0}, in_y = in_x, in_both = in_x;
+    for (; i < stop; i += kCount) {
+        const auto one = (mapped(load<D>(x + i), m) > threshold_x) & int64_t{1};
+        const auto other = (mapped(load<D>(y + i), m) > threshold_y) & int64_t{1};
+        in_x += one;
+        in_y += other;
+        in_both += one & other;
+    }
+    int64_t lanes[3][kCount];
+    std::memcpy(lanes[0], &in_x, sizeof in_x);
+    std::memcpy(lanes[1], &in_y, sizeof in_y);
+    std::memcpy(lanes[2], &in_both, sizeof in_both);
+    for (int column = 0; column < 3; ++column)
+        for (int64_t lane : lanes[column]) row[column] += lane;
+}
+
+template <class V>
+void above(const Volume &x, const Volume &y, int64_t first, int64_t count, const Mapping &m,
+           double threshold_x, double threshold_y, int64_t *row) {
+    alignas(64) V scratch_x[kTile], scratch_y[kTile];
+    for (int64_t at = 0; at < count; at += kTile) {
+        const int n = static_cast<int>(std::min<int64_t>(kTile, count - at));
+        const V *a = tile(x, first + at, n, scratch_x), *b = tile(y, first + at, n, scratch_y);
+        const int whole = n / kWidth * kWidth;
+        count_above<Pack>(a, b, 0, whole, m, threshold_x, threshold_y, row);
+        count_above<double>(a, b, whole, n, m, threshold_x, threshold_y, row);
+    }
+}
+
+bool wide(const Volume &x, const Volume &y) {
+    return x.pixel == Pixel::float64 || y.pixel == Pixel::float64;
+}
+
+}  // namespace
+
+void volume_metrics(const Volume &x, const Volume &y, int64_t slices, int64_t voxels,
+                    const Mapping &m, const Bins *bins, double *table, int64_t *counts,
+                    int threads) {
+    const Chunks chunks{slices, voxels};
+    std::vector<double> rows(table ? chunks.size() * Moments::kAll : 0);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(std::max(threads, 1)) if (threads > 1 && chunks.size() > 1)
+#else
+    (void)threads;
+#endif
+    {
+        Histograms histograms(m, bins, counts);
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (int64_t item = 0; item < chunks.size(); ++item) {
+            double *row = table ? &rows[item * Moments::kAll] : nullptr;
+            const auto run = wide(x, y) ? &chunk<double> : &chunk<float>;
+            run(x, y, chunks.first(item), chunks.count(item), m, row, bins ? &histograms : nullptr);
+        }
+    }
+    for (int64_t z = 0; table && z < slices; ++z)
+        finish(&rows[z * chunks.per_slice * Moments::kAll], chunks.per_slice, voxels, m,
+               table + z * kColumns);
+}
+
+void overlap_counts(const Volume &x, const Volume &y, int64_t slices, int64_t voxels,
+                    const Mapping &m, double threshold_x, double threshold_y, int64_t *counts,
+                    int threads) {
+    const Chunks chunks{slices, voxels};
+    std::vector<int64_t> rows(chunks.size() * 3);
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) num_threads(std::max(threads, 1)) if (threads > 1)
+#else
+    (void)threads;
+#endif
+    for (int64_t item = 0; item < chunks.size(); ++item) {
+        const auto run = wide(x, y) ? &above<double> : &above<float>;
+        run(x, y, chunks.first(item), chunks.count(item), m, threshold_x, threshold_y,
+            &rows[item * 3]);
+    }
+    for (int64_t item = 0; item < chunks.size(); ++item)
+        for (int column = 0; column < 3; ++column)
+            counts[item / chunks.per_slice * 3 + column] += rows[item * 3 + column];
+}
+
+}  // namespace mdf::MDF_ISA
