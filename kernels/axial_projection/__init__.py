@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _backend
 from . import reference
 from .reference import gram_condition
 
@@ -144,6 +145,71 @@ def _pseudo_inverse_adjoint(
 @_pseudo_inverse.register_fake
 def _fake(data: Tensor, weights: Sequence[float], stride: int, start: int, length: int) -> Tensor:
     return data.new_empty((length, *data.shape[1:]))
+
+
+def _solver(weights: Sequence[float], stride: int, count: int) -> tuple[list[float], Tensor | None]:
+    """What turns A^T into A^+, and A into the adjoint of A^+: weights scaled by `(A A^T)^-1` where
+    that is a number, or else the factor of the banded solve.
+    """
+    band = reference.gram_band(weights, stride)
+    if len(band) == 1 or count == 1:
+        return [weight / band[0] for weight in weights], None
+    return list(weights), reference.cholesky_band(band, count)
+
+
+if _backend.native is not None:
+    _native = _backend.native
+    _NATIVE_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
+
+    def _run_native(
+        kernel: Any,
+        data: Tensor,
+        weights: Sequence[float],
+        stride: int,
+        start: int,
+        length: int,
+        factor: Tensor | None = None,
+    ) -> Tensor:
+        out = torch.empty((length, *data.shape[1:]), dtype=data.dtype)
+        if out.numel():
+            source = data.detach().contiguous()
+            threads = torch.get_num_threads()
+            kernel(source, out, list(weights), stride, start, factor, threads)
+        return out
+
+    @_project.register_kernel("cpu")
+    def _project_native(
+        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
+    ) -> Tensor:
+        if x.dtype not in _NATIVE_DTYPES:
+            return reference.project(x, weights, stride, start, count)
+        return _run_native(_native.axial_project, x, weights, stride, start, count)
+
+    @_backproject.register_kernel("cpu")
+    def _backproject_native(
+        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
+    ) -> Tensor:
+        if y.dtype not in _NATIVE_DTYPES:
+            return reference.backproject(y, weights, stride, start, depth)
+        return _run_native(_native.axial_backproject, y, weights, stride, start, depth)
+
+    @_pseudo_inverse.register_kernel("cpu")
+    def _pseudo_inverse_native(
+        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
+    ) -> Tensor:
+        if y.dtype not in _NATIVE_DTYPES:
+            return reference.pseudo_inverse(y, weights, stride, start, depth)
+        taps, factor = _solver(weights, stride, y.shape[0])
+        return _run_native(_native.axial_backproject, y, taps, stride, start, depth, factor)
+
+    @_pseudo_inverse_adjoint.register_kernel("cpu")
+    def _pseudo_inverse_adjoint_native(
+        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
+    ) -> Tensor:
+        if x.dtype not in _NATIVE_DTYPES:
+            return reference.pseudo_inverse_adjoint(x, weights, stride, start, count)
+        taps, factor = _solver(weights, stride, count)
+        return _run_native(_native.axial_project, x, taps, stride, start, count, factor)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
