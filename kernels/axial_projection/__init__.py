@@ -147,16 +147,6 @@ def _fake(data: Tensor, weights: Sequence[float], stride: int, start: int, lengt
     return data.new_empty((length, *data.shape[1:]))
 
 
-def _solver(weights: Sequence[float], stride: int, count: int) -> tuple[list[float], Tensor | None]:
-    """What turns A^T into A^+, and A into the adjoint of A^+: weights scaled by `(A A^T)^-1` where
-    that is a number, or else the factor of the banded solve.
-    """
-    band = reference.gram_band(weights, stride)
-    if len(band) == 1 or count == 1:
-        return [weight / band[0] for weight in weights], None
-    return list(weights), reference.cholesky_band(band, count)
-
-
 if _backend.native is not None:
     _native = _backend.native
     _NATIVE_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
@@ -199,7 +189,7 @@ if _backend.native is not None:
     ) -> Tensor:
         if y.dtype not in _NATIVE_DTYPES:
             return reference.pseudo_inverse(y, weights, stride, start, depth)
-        taps, factor = _solver(weights, stride, y.shape[0])
+        taps, factor = reference.solver(weights, stride, y.shape[0])
         return _run_native(_native.axial_backproject, y, taps, stride, start, depth, factor)
 
     @_pseudo_inverse_adjoint.register_kernel("cpu")
@@ -208,8 +198,47 @@ if _backend.native is not None:
     ) -> Tensor:
         if x.dtype not in _NATIVE_DTYPES:
             return reference.pseudo_inverse_adjoint(x, weights, stride, start, count)
-        taps, factor = _solver(weights, stride, count)
+        taps, factor = reference.solver(weights, stride, count)
         return _run_native(_native.axial_project, x, taps, stride, start, count, factor)
+
+
+if _backend.triton_missing is None:
+
+    @_project.register_kernel("cuda")
+    def _project_triton(
+        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
+    ) -> Tensor:
+        from .triton_kernel import project_triton
+
+        with torch.cuda.device(x.device):
+            return project_triton(x, weights, stride, start, count)
+
+    @_backproject.register_kernel("cuda")
+    def _backproject_triton(
+        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
+    ) -> Tensor:
+        from .triton_kernel import backproject_triton
+
+        with torch.cuda.device(y.device):
+            return backproject_triton(y, weights, stride, start, depth)
+
+    @_pseudo_inverse.register_kernel("cuda")
+    def _pseudo_inverse_triton(
+        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
+    ) -> Tensor:
+        from .triton_kernel import pseudo_inverse_triton
+
+        with torch.cuda.device(y.device):
+            return pseudo_inverse_triton(y, weights, stride, start, depth)
+
+    @_pseudo_inverse_adjoint.register_kernel("cuda")
+    def _pseudo_inverse_adjoint_triton(
+        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
+    ) -> Tensor:
+        from .triton_kernel import pseudo_inverse_adjoint_triton
+
+        with torch.cuda.device(x.device):
+            return pseudo_inverse_adjoint_triton(x, weights, stride, start, count)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -121,6 +121,16 @@ def cholesky_band(band: tuple[float, ...], count: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def solver(weights: Sequence[float], stride: int, count: int) -> tuple[list[float], Tensor | None]:
+    """What makes A^+ of A^T, for the kernels: weights divided by `A A^T` where that is a number, or
+    the weights and the factor of the banded solve, see `cholesky_band`.
+    """
+    band = gram_band(weights, stride)
+    if len(band) == 1 or count == 1:
+        return [weight / band[0] for weight in weights], None
+    return list(weights), cholesky_band(band, count)
+
+
 def solve_gram(y: Tensor, weights: Sequence[float], stride: int) -> Tensor:
     """`(A A^T)^-1 y`: a division for disjoint windows, two banded substitutions otherwise."""
     band = gram_band(weights, stride)
