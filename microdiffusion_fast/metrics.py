@@ -1,8 +1,8 @@
 """PSNR, SSIM and DICE exactly as the paper's supplement defines them, for arrays and tensors.
 
 All metrics compare a `reference` x and a `test` y of one shape, [Z, Y, X] or a single image [Y, X],
-of any real dtype, and accumulate in float64. `evaluate` takes volumes in input units and maps them
-to grey levels first.
+of any real dtype, and accumulate in float64, without a copy of the volume. `evaluate` takes volumes
+in input units and maps them to grey levels first.
 
 Stated answers: identical images give PSNR inf, SSIM 1, DICE 1, and one identical slice makes the
 mean PSNR inf. Two constant volumes have empty Otsu masks and DICE 1. NaN or infinite values, shapes
@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from microdiffusion_fast import metrics_formulas as formulas
 from microdiffusion_fast.errors import InputError
-from microdiffusion_fast.kernels.volume_metrics import VolumeSums, bin_edges, evaluate_sums
-from microdiffusion_fast.kernels.windowed_ssim import window_size, windowed_ssim
+from microdiffusion_fast.kernels.volume_metrics import VolumeSums
+from microdiffusion_fast.kernels.windowed_ssim import window_size
+from microdiffusion_fast.metrics_input import Array, Pair, as_volume, percentiles
 
 GREY_LEVELS = 255.0
 
-Array = NDArray[np.generic] | Tensor
 Per = Literal["mean", "slice", "volume"]
 Threshold = Literal["otsu"] | float | tuple[float, float]
 Window = Literal["global", "uniform", "gaussian"]
@@ -71,20 +72,27 @@ def evaluate(
 
     Source: MicroDiffusion (arXiv 2403.10815), supplement, evaluation metrics.
     """
-    x, y = _pair(reference, test)
+    pair = Pair.of(reference, test)
     low, high = intensity_window(reference) if intensity is None else intensity
-    x, y = to_grey_levels(x, low, high), to_grey_levels(y, low, high)
-    return Evaluation(psnr=psnr(x, y), ssim=ssim(x, y, window=window), dice=dice(x, y))
+    scale = _grey_scale(low, high)
+    pair = pair.mapped(scale, -low * scale, (0.0, GREY_LEVELS))
+    sums = pair.sums(histograms=True)
+    overlaps = pair.overlaps(_otsu_thresholds(pair, sums))
+    return Evaluation(
+        psnr=float(formulas.psnr(sums, GREY_LEVELS, whole=False).mean()),
+        ssim=float(_ssim(pair, sums, GREY_LEVELS, window, whole=False).mean()),
+        dice=float(formulas.dice(overlaps, 1e-6, whole=True)),
+    )
 
 
 def intensity_window(reference: Array) -> tuple[float, float]:
-    """The 0.1 and 99.9 percentiles of a volume, linearly interpolated, computed on the host.
+    """The 0.1 and 99.9 percentiles of a volume, linearly interpolated.
 
     Raises:
         InputError: if the two are equal (a constant or almost constant volume), or values are not
         finite.
     """
-    low, high = np.percentile(_tensor("reference", reference).cpu().numpy(), (0.1, 99.9)).tolist()
+    low, high = percentiles(as_volume("reference", reference), (0.1, 99.9))
     if not low < high:
         expected = "a 0.1 percentile below the 99.9 percentile (or give the intensity range)"
         raise InputError("reference", expected, f"{low:g} for both")
@@ -98,10 +106,17 @@ def to_grey_levels(volume: Array, low: float, high: float) -> Tensor:
     Raises:
         InputError: if `low` is not below `high`, or values are not finite.
     """
+    scale = _grey_scale(low, high)
+    pair = Pair.of(volume, volume, names=("volume", "volume"))
+    pair.check_finite()
+    return (pair.x.to(torch.float64) - low).mul_(scale).clamp_(0.0, GREY_LEVELS)
+
+
+def _grey_scale(low: float, high: float) -> float:
+    """Grey levels per unit of intensity."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise InputError("intensity", "two finite numbers, the first below the second", (low, high))
-    mapped = _tensor("volume", volume).to(torch.float64) - low
-    return mapped.mul_(GREY_LEVELS / (high - low)).clamp_(0.0, GREY_LEVELS)
+    return GREY_LEVELS / (high - low)
 
 
 @overload
@@ -129,12 +144,9 @@ def psnr(
 
     Source: MicroDiffusion, supplement, PSNR.
     """
-    x, y = _pair(reference, test)
+    pair = Pair.of(reference, test)
     _check_options(data_range, per)
-    sums = evaluate_sums(x, y, histograms=False)
-    mse = (sums.sse.sum() / sums.n.sum())[None] if per == "volume" else sums.mse
-    # 1 / 0 is inf, and so is its logarithm: identical images need no case of their own.
-    return _reduced(10.0 * torch.log10(data_range**2 / mse), per)
+    return _reduced(formulas.psnr(pair.sums(), data_range, whole=per == "volume"), per)
 
 
 @overload
@@ -181,20 +193,9 @@ def ssim(
 
     Source: MicroDiffusion, supplement, SSIM; Wang et al. 2004, IEEE TIP 13(4).
     """
-    x, y = _pair(reference, test)
+    pair = Pair.of(reference, test)
     _check_options(data_range, per)
-    if window == "global":
-        sums = evaluate_sums(x, y, histograms=False)
-        return _reduced(_global_ssim(sums, data_range, whole=per == "volume"), per)
-    if window not in ("uniform", "gaussian"):
-        raise InputError("window", "'global', 'uniform' or 'gaussian'", repr(window))
-    ndim: Literal[2, 3] = 3 if per == "volume" and reference.ndim == 3 else 2
-    size = window_size(window)
-    if min(x.shape[3 - ndim :]) < size:
-        expected = f"at least {size} voxels along the last {ndim} axes for the {window} window"
-        raise InputError("reference", expected, f"shape {list(reference.shape)}")
-    values = windowed_ssim(x, y, data_range=data_range, window=window, ndim=ndim)
-    return _reduced(values.reshape(-1), per)
+    return _reduced(_ssim(pair, pair.sums(), data_range, window, whole=per == "volume"), per)
 
 
 @overload
@@ -239,17 +240,12 @@ def dice(
 
     Source: MicroDiffusion, supplement, DICE.
     """
-    x, y = _pair(reference, test)
+    pair = Pair.of(reference, test)
     _check_options(GREY_LEVELS, per)
     if not smooth >= 0.0:
         raise InputError("smooth", "a number of at least 0", smooth)
-    above_x, above_y = (
-        volume > level for volume, level in zip((x, y), _thresholds(x, y, threshold), strict=True)
-    )
-    both, either = ((above_x & above_y).sum((1, 2)), above_x.sum((1, 2)) + above_y.sum((1, 2)))
-    if per == "volume":
-        both, either = both.sum()[None], either.sum()[None]
-    return _reduced((2.0 * both.double() + smooth) / (either.double() + smooth), per)
+    overlaps = pair.overlaps(_thresholds(pair, threshold))
+    return _reduced(formulas.dice(overlaps, smooth, whole=per == "volume"), per)
 
 
 def otsu_threshold(volume: Array) -> float:
@@ -263,29 +259,26 @@ def otsu_threshold(volume: Array) -> float:
 
     Source: Otsu 1979, IEEE Trans. SMC 9(1).
     """
-    x = _tensor("volume", volume)
-    sums = evaluate_sums(x, x)
-    return _otsu(sums.histogram_x, sums.range_x)
+    sums = Pair.of(volume, volume, names=("volume", "volume")).sums(histograms=True)
+    return formulas.otsu(sums.histogram_x, sums.range_x)
 
 
-def _otsu(histogram: Tensor, limits: tuple[float, float]) -> float:
-    if limits[0] == limits[1]:
-        return limits[0]
-    edges = bin_edges(*limits)
-    centres = (edges[:-1] + edges[1:]) / 2.0
-    counts = histogram.cpu().double()
-    below, above = counts.cumsum(0), counts.flip(0).cumsum(0).flip(0)
-    weighted = counts * centres
-    mean_below = weighted.cumsum(0) / below
-    mean_above = weighted.flip(0).cumsum(0).flip(0) / above
-    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    return float(centres[int(between.argmax())])
+def _otsu_thresholds(pair: Pair, sums: VolumeSums) -> tuple[float, float]:
+    """Of both volumes; their sums are taken again if the histograms are not over the extremes."""
+    extremes = (
+        (float(sums.min_x.min()), float(sums.max_x.max())),
+        (float(sums.min_y.min()), float(sums.max_y.max())),
+    )
+    if extremes != (sums.range_x, sums.range_y):
+        sums = pair.sums(histograms=True, ranges=extremes)
+    otsu_x = formulas.otsu(sums.histogram_x, sums.range_x)
+    return otsu_x, formulas.otsu(sums.histogram_y, sums.range_y)
 
 
-def _thresholds(x: Tensor, y: Tensor, threshold: Threshold) -> tuple[float, float]:
+def _thresholds(pair: Pair, threshold: Threshold) -> tuple[float, float]:
     if threshold == "otsu":
-        sums = evaluate_sums(x, y)
-        return _otsu(sums.histogram_x, sums.range_x), _otsu(sums.histogram_y, sums.range_y)
+        return _otsu_thresholds(pair, pair.sums(histograms=True))
+    pair.check_finite()
     expected = "'otsu', a finite number, or two"
     try:
         low, high = threshold if isinstance(threshold, tuple) else (threshold, threshold)
@@ -297,24 +290,19 @@ def _thresholds(x: Tensor, y: Tensor, threshold: Threshold) -> tuple[float, floa
     return levels
 
 
-def _global_ssim(sums: VolumeSums, data_range: float, *, whole: bool) -> Tensor:
-    """The formulas as printed, with population moments: `l * c * s`."""
-    names = ("n", "sum_x", "sum_y", "sum_xx", "sum_yy", "sum_xy", "sse")
-    n, sx, sy, sxx, syy, sxy, sse = (getattr(sums, name) for name in names)
-    if whole:
-        n, sx, sy, sxx, syy, sxy, sse = (t.sum()[None] for t in (n, sx, sy, sxx, syy, sxy, sse))
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    c3 = c2 / 2.0
-    mean_x, mean_y = sx / n, sy / n
-    var_x = (sxx / n - mean_x**2).clamp(min=0.0)
-    var_y = (syy / n - mean_y**2).clamp(min=0.0)
-    cov = sxy / n - mean_x * mean_y
-    sd_x, sd_y = var_x.sqrt(), var_y.sqrt()
-    luminance = (2.0 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    contrast = (2.0 * sd_x * sd_y + c2) / (var_x + var_y + c2)
-    structure = (cov + c3) / (sd_x * sd_y + c3)
-    result = (luminance * contrast * structure).clamp(max=1.0)
-    return torch.where(sse == 0.0, 1.0, result)
+def _ssim(
+    pair: Pair, sums: VolumeSums, data_range: float, window: Window, *, whole: bool
+) -> Tensor:
+    if window == "global":
+        return formulas.global_ssim(sums, data_range, whole=whole)
+    if window not in ("uniform", "gaussian"):
+        raise InputError("window", "'global', 'uniform' or 'gaussian'", repr(window))
+    ndim: Literal[2, 3] = 3 if whole and not pair.is_image else 2
+    size = window_size(window)
+    if min(pair.x.shape[3 - ndim :]) < size:
+        expected = f"at least {size} voxels along the last {ndim} axes for the {window} window"
+        raise InputError("reference", expected, f"shape {pair.shape}")
+    return pair.windowed_ssim(data_range=data_range, window=window, ndim=ndim).reshape(-1)
 
 
 def _reduced(values: Tensor, per: Per) -> float | NDArray[np.float64]:
@@ -327,36 +315,3 @@ def _check_options(data_range: float, per: Per) -> None:
         raise InputError("per", "'mean', 'slice' or 'volume'", repr(per))
     if not (math.isfinite(data_range) and data_range > 0.0):
         raise InputError("data_range", "a positive number", data_range)
-
-
-def _pair(reference: Array, test: Array) -> tuple[Tensor, Tensor]:
-    x, y = _tensor("reference", reference), _tensor("test", test)
-    if x.shape != y.shape or reference.ndim != test.ndim:
-        expected = f"shape {list(reference.shape)}, like the reference"
-        raise InputError("test", expected, f"shape {list(test.shape)}")
-    if x.device != y.device:
-        raise InputError("test", f"a tensor on {x.device}, like the reference", str(y.device))
-    return x, y
-
-
-def _tensor(name: str, data: Array) -> Tensor:
-    """A finite, non-empty [Z, Y, X] tensor on the device of `data`; an image becomes one slice."""
-    if isinstance(data, Tensor):
-        tensor = data.detach()
-    else:
-        array = np.asarray(data)
-        if array.dtype.kind not in "buif":
-            raise InputError(name, "real numbers", f"dtype {array.dtype}")
-        # torch knows neither foreign byte orders nor float128, and warns about read-only memory.
-        kind = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-        array = np.ascontiguousarray(array, dtype=kind)
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if tensor.is_complex():
-        raise InputError(name, "real numbers", str(tensor.dtype))
-    if tensor.ndim not in (2, 3) or tensor.numel() == 0:
-        expected = "a volume [Z, Y, X] or an image [Y, X], not empty"
-        raise InputError(name, expected, f"shape {list(tensor.shape)}")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise InputError(name, "finite values", f"{bad} NaN or infinite voxels")
-    return tensor if tensor.ndim == 3 else tensor[None]

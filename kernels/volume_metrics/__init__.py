@@ -1,7 +1,7 @@
 """One pass over two volumes: all that MSE, PSNR, global SSIM and Otsu's threshold need.
 
 `evaluate_sums` gives sums, extremes and histograms; `overlap_counts` is the second pass of DICE.
-The native kernel reads uint8, int16, uint16, float32 and float64, the Triton kernel bfloat16 and
+The kernels read uint8, int16, uint16, bfloat16, float32 and float64 in any combination, on a GPU
 float16 too; other dtypes, and devices without a kernel, are served by the reference.
 """
 
@@ -104,8 +104,8 @@ def evaluate_sums(
     """
     _check_volumes(reference, test)
     arguments = (reference, test, scale, offset, _checked_range("clip", clip))
-    for limits in ranges or ():
-        _checked_range("ranges", limits)
+    for one in ranges or ():
+        _checked_range("ranges", one)
     limits = (clip, clip) if ranges is None and clip is not None else ranges
     table, counts = operators.sums(*arguments, _edges(limits) if histograms else [])
     columns = dict(zip(_reference.COLUMNS, table.unbind(1), strict=True))

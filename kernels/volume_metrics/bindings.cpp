@@ -21,9 +21,11 @@ namespace {
 
 mdf::Volume volume(const Input &array) {
     const nb::dlpack::dtype dtype = array.dtype();
+    const nb::dlpack::dtype bfloat16{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
     for (auto [known, pixel] : {std::pair{nb::dtype<uint8_t>(), mdf::Pixel::uint8},
                                 {nb::dtype<int16_t>(), mdf::Pixel::int16},
                                 {nb::dtype<uint16_t>(), mdf::Pixel::uint16},
+                                {bfloat16, mdf::Pixel::bfloat16},
                                 {nb::dtype<float>(), mdf::Pixel::float32},
                                 {nb::dtype<double>(), mdf::Pixel::float64}})
         if (dtype == known) return {array.data(), pixel};

@@ -31,6 +31,17 @@ struct Chunks {
     }
 };
 
+struct Bfloat16 {
+    uint16_t bits;
+
+    operator float() const {
+        const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+        float value;
+        std::memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+};
+
 template <class T, class V> const V *converted(const void *data, int64_t first, int n, V *out) {
     const T *values = static_cast<const T *>(data) + first;
     for (int i = 0; i < n; ++i) out[i] = static_cast<V>(values[i]);
@@ -43,6 +54,7 @@ template <class V> const V *tile(const Volume &volume, int64_t first, int n, V *
         case Pixel::uint8: return converted<uint8_t>(volume.data, first, n, scratch);
         case Pixel::int16: return converted<int16_t>(volume.data, first, n, scratch);
         case Pixel::uint16: return converted<uint16_t>(volume.data, first, n, scratch);
+        case Pixel::bfloat16: return converted<Bfloat16>(volume.data, first, n, scratch);
         case Pixel::float32:
             if (sizeof(V) == sizeof(float)) return static_cast<const V *>(volume.data) + first;
             return converted<float>(volume.data, first, n, scratch);

@@ -6,7 +6,7 @@
 
 namespace mdf {
 
-enum class Pixel { uint8, int16, uint16, float32, float64 };
+enum class Pixel { uint8, int16, uint16, bfloat16, float32, float64 };
 
 // A C-contiguous volume of `slices` slices of `voxels` voxels each.
 struct Volume {

@@ -14,8 +14,15 @@ from .. import _backend
 from . import reference as _reference
 from .reference import BINS, COLUMNS, Range
 
-_NATIVE_DTYPES = {torch.uint8, torch.int16, torch.uint16, torch.float32, torch.float64}
-_TRITON_DTYPES = {*_NATIVE_DTYPES, torch.bfloat16, torch.float16}
+_NATIVE_DTYPES = {
+    torch.uint8,
+    torch.int16,
+    torch.uint16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+}
+_TRITON_DTYPES = {*_NATIVE_DTYPES, torch.float16}
 
 
 def _sums_reference(
@@ -27,7 +34,7 @@ def _sums_reference(
     ranges: Sequence[float],
     moments: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Rows of sums float64 [Z, 11] and histograms int64 [2, 256] over ranges (low, high) of x and y.
+    """Rows of sums float64 [Z, 11], histograms int64 [2, 256] over ranges (low, high) of x and y.
 
     Without ranges the histograms are zero; without `moments` the table has no rows, which makes the
     second read cheaper, where the first one had to find the ranges.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .reference import BINS, COLUMNS, Range
 
-# Voxels of a program: ROWS x WIDTH at a time, STEPS times at most. Each of the ROWS threads takes WIDTH
-# voxels in one 128-bit load.
+# Voxels of a program: ROWS x WIDTH at a time, STEPS times at most. Each of its ROWS threads takes
+# WIDTH voxels in one 128-bit load.
 WARPS = 8
 ROWS = 32 * WARPS
 STEPS = 16
