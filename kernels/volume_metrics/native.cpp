@@ -154,7 +154,7 @@ void volume_metrics(const Volume &x, const Volume &y, int64_t slices, int64_t vo
     {
         Histograms histograms(m, bins, counts);
 #ifdef _OPENMP
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
 #endif
         for (int64_t item = 0; item < chunks.size(); ++item) {
             double *row = table ? &rows[item * Moments::kAll] : nullptr;
@@ -173,7 +173,7 @@ void overlap_counts(const Volume &x, const Volume &y, int64_t slices, int64_t vo
     const Chunks chunks{slices, voxels};
     std::vector<int64_t> rows(chunks.size() * 3);
 #ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(std::max(threads, 1)) if (threads > 1)
+#pragma omp parallel for schedule(dynamic) num_threads(std::max(threads, 1)) if (threads > 1)
 #else
     (void)threads;
 #endif
