@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdiffusion_fast.kernels.volume_metrics import VolumeSums, evaluate_sums, reference
+from microdiffusion_fast.kernels.volume_metrics import (
+    VolumeSums,
+    evaluate_sums,
+    overlap_counts,
+    reference,
+)
 
 
 def pair(shape: tuple[int, int, int] = (7, 9, 11), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +107,15 @@ def test_a_constant_volume_fills_the_middle_bin() -> None:
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.uint8, torch.uint16, torch.int32, torch.float16, torch.bfloat16, torch.float32],
+    [
+        torch.bool,
+        torch.uint8,
+        torch.uint16,
+        torch.int32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+    ],
 )
 def test_dtypes_are_read_natively(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -133,26 +147,76 @@ def test_edges_are_numpys() -> None:
         np.testing.assert_array_equal(reference.bin_edges(low, high).numpy(), expected)
 
 
+@pytest.mark.parametrize("clip", [None, (0.0, 255.0)])
+def test_overlaps_are_numpys(clip: tuple[float, float] | None) -> None:
+    x, y = pair()
+    a, b = (v * 1.5 - 20.0 for v in (x, y))
+    if clip:
+        a, b = a.clip(*clip), b.clip(*clip)
+    above_x, above_y = a > 100.0, b > 255.0
+    masks = (above_x, above_y, above_x & above_y)
+    expected = np.stack([mask.sum((1, 2)) for mask in masks], 1)
+    volumes = torch.from_numpy(x), torch.from_numpy(y)
+    got = overlap_counts(*volumes, (100.0, 255.0), scale=1.5, offset=-20.0, clip=clip)
+    np.testing.assert_array_equal(got.numpy(), expected)
+    assert got.dtype == torch.int64
+
+
+def test_compiles_as_one_graph() -> None:
+    x, y = (torch.from_numpy(v) for v in pair())
+    operators = torch.ops.microdiffusion_fast
+
+    def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        table, counts = operators.volume_metrics(x, y, 2.0, 1.0, [], [0.0, 255.0, 0.0, 255.0])
+        overlaps = operators.overlap_counts(x, y, 90.0, 80.0, 1.0, 0.0, [])
+        return table.sum() + counts[0, 3] + overlaps.sum()
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert float(compiled(x, y)) == float(run(x, y))
+
+
 def test_opcheck() -> None:
     x, y = (torch.from_numpy(v) for v in pair())
     operator = torch.ops.microdiffusion_fast.volume_metrics.default
     torch.library.opcheck(operator, (x, y, 2.0, 1.0, [0.0, 255.0], [0.0, 255.0, 0.0, 255.0]))
     torch.library.opcheck(operator, (x.float(), y.float(), 1.0, 0.0, [], []))
+    torch.library.opcheck(operator, (x.half(), y.half(), 1.0, 0.0, [], [0.0, 1.0, 0.0, 2.0], False))
+    operator = torch.ops.microdiffusion_fast.overlap_counts.default
+    torch.library.opcheck(operator, (x, y, 90.0, 80.0, 2.0, 1.0, [0.0, 255.0]))
+    torch.library.opcheck(operator, (x.half(), y.half(), 90.0, 80.0, 1.0, 0.0, []))
 
 
 def test_errors() -> None:
     x = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match=r"^test: expected shape \[2, 3, 4\]"):
-        evaluate_sums(x, x[:1])
-    with pytest.raises(ValueError, match=r"^reference: expected a volume"):
-        evaluate_sums(x[0], x[0])
-    with pytest.raises(ValueError, match=r"^reference: expected a volume"):
-        evaluate_sums(x[:0], x[:0])
+
+    def overlap(*volumes: torch.Tensor) -> torch.Tensor:
+        return overlap_counts(*volumes, (0.5, 0.5))
+
+    for function in (evaluate_sums, overlap):
+        with pytest.raises(ValueError, match=r"^test: expected shape \[2, 3, 4\]"):
+            function(x, x[:1])
+        with pytest.raises(ValueError, match=r"^reference: expected a volume"):
+            function(x[0], x[0])
+        with pytest.raises(ValueError, match=r"^reference: expected a volume"):
+            function(x[:0], x[:0])
+        with pytest.raises(ValueError, match=r"^test: expected a tensor on cpu"):
+            function(x, x.to("meta"))
+        with pytest.raises(TypeError, match=r"^test: expected a real dtype"):
+            function(x, x.to(torch.complex64))
+    for clip in ((1.0, 0.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match=r"^clip: expected two finite numbers"):
+            evaluate_sums(x, x, clip=clip)
+    with pytest.raises(ValueError, match=r"^ranges: expected two finite numbers"):
+        evaluate_sums(x, x, ranges=((0.0, 1.0), (2.0, 1.0)))
+    with pytest.raises(ValueError, match=r"^thresholds: expected two numbers"):
+        overlap_counts(x, x, (0.0, math.nan))
     for bad in (torch.nan, torch.inf, -torch.inf):
         y = x.clone()
         y[0, 0, 0] = bad
-        with pytest.raises(ValueError, match="finite"):
-            evaluate_sums(x, y)
+        for clip in (None, (0.0, 1.0)):
+            for dtype in (torch.float16, torch.float32):
+                with pytest.raises(ValueError, match="finite"):
+                    evaluate_sums(x.to(dtype), y.to(dtype), clip=clip)
 
 
 @settings(max_examples=40, deadline=None)

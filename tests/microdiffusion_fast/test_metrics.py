@@ -117,6 +117,27 @@ def test_evaluate_maps_by_the_reference_only() -> None:
     assert metrics.evaluate(y * 2, x).psnr < result.psnr - 1
 
 
+def test_evaluate_takes_otsus_range_from_the_mapped_extremes() -> None:
+    """Volumes that do not reach black or white have narrower histograms than [0, 255]."""
+    x, y = pair((6, 30, 31))
+    for intensity in ((-400.0, 700.0), (10.0, 100.0)):
+        low, high = intensity
+        a, b = (np.clip((v - low) / (high - low), 0, 1) * 255 for v in (x, y))
+        above_x, above_y = a > threshold_otsu(a), b > threshold_otsu(b)
+        expected = 2 * (above_x & above_y).sum() / (above_x.sum() + above_y.sum())
+        got = metrics.evaluate(y, x, intensity=intensity).dice
+        assert got == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("window", ["global", "uniform", "gaussian"])
+def test_evaluate_compares_dtypes_as_they_are(window: Any) -> None:
+    x, y = pair((3, 20, 20))
+    x, y = (x * 200).astype(np.uint16), (y * 200).astype(np.float32)
+    got = metrics.evaluate(y, x, window=window).as_dict()
+    expected = metrics.evaluate(y.astype(float), x.astype(float), window=window).as_dict()
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2**31),
@@ -185,8 +206,9 @@ def test_bad_input_names_the_argument() -> None:
     broken[1, 2, 3], broken[0, 0, 0] = np.nan, np.inf
     checked: list[Any] = [metrics.psnr, metrics.ssim, metrics.dice]
     for metric in checked:
-        with pytest.raises(InputError, match=r"^test: expected finite values, got 2 NaN"):
-            metric(x, broken)
+        for dtype in (np.float16, np.float32, np.float64):
+            with pytest.raises(InputError, match=r"^test: expected finite values, got 2 NaN"):
+                metric(x.astype(dtype), broken.astype(dtype))
         with pytest.raises(InputError, match=r"^test: expected shape"):
             metric(x, y[:-1])
         with pytest.raises(InputError, match=r"^test: expected shape"):
@@ -199,6 +221,18 @@ def test_bad_input_names_the_argument() -> None:
             metric(x.astype(complex), y)
     with pytest.raises(InputError, match=r"^test: expected finite"):
         metrics.evaluate(broken, x)
+    with pytest.raises(InputError, match=r"^reference: expected finite"):
+        metrics.evaluate(x, broken)
+    infinite = y.copy()
+    infinite[3, 4, 5] = np.inf  # Clipped to white, if nobody looked.
+    with pytest.raises(InputError, match=r"^test: expected finite values, got 1 NaN"):
+        metrics.evaluate(infinite, x, intensity=(0.0, 255.0))
+    with pytest.raises(InputError, match=r"^volume: expected finite values, got 2 NaN"):
+        metrics.otsu_threshold(broken)
+    with pytest.raises(InputError, match=r"^volume: expected finite values, got 2 NaN"):
+        metrics.to_grey_levels(broken, 0.0, 1.0)
+    with pytest.raises(InputError, match=r"^test: expected finite"):
+        metrics.dice(x, broken, threshold=10.0)
     with pytest.raises(InputError, match=r"^test: expected shape"):
         metrics.evaluate(x[:, :-1], x)
     with pytest.raises(InputError, match=r"^reference: expected a 0\.1 percentile"):
