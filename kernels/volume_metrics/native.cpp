@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
+#include "volume_metrics/above.h"
 #include "volume_metrics/histogram.h"
 #include "volume_metrics/moments.h"
 
@@ -101,37 +103,26 @@ void finish(const double *rows, int64_t chunks, int64_t voxels, const Mapping &m
     }
 }
 
-// Adds the voxels of [i, stop) above the threshold in x, in y and in both to `row`.
-template <class D, class V>
-void count_above(const V *x, const V *y, int i, int stop, const Mapping &m, double threshold_x,
-                 double threshold_y, int64_t *row) {
-    constexpr int kCount = sizeof(D) / sizeof(double);
-    auto in_x = (D{} > 0.0) & int64_t{0}, in_y = in_x, in_both = in_x;
-    for (; i < stop; i += kCount) {
-        const auto one = (mapped(load<D>(x + i), m) > threshold_x) & int64_t{1};
-        const auto other = (mapped(load<D>(y + i), m) > threshold_y) & int64_t{1};
-        in_x += one;
-        in_y += other;
-        in_both += one & other;
-    }
-    int64_t lanes[3][kCount];
-    std::memcpy(lanes[0], &in_x, sizeof in_x);
-    std::memcpy(lanes[1], &in_y, sizeof in_y);
-    std::memcpy(lanes[2], &in_both, sizeof in_both);
-    for (int column = 0; column < 3; ++column)
-        for (int64_t lane : lanes[column]) row[column] += lane;
-}
-
+// Voxels above the threshold in x, in y and in both.
 template <class V>
-void above(const Volume &x, const Volume &y, int64_t first, int64_t count, const Mapping &m,
-           double threshold_x, double threshold_y, int64_t *row) {
+void above(const Volume &x, const Volume &y, int64_t first, int64_t count, double threshold_x,
+           double threshold_y, const Mapping &m, int64_t *row) {
+    using Int = typename Above<V>::Int;
+    const Above<V> above_x(threshold_x, m), above_y(threshold_y, m);
     alignas(64) V scratch_x[kTile], scratch_y[kTile];
     for (int64_t at = 0; at < count; at += kTile) {
         const int n = static_cast<int>(std::min<int64_t>(kTile, count - at));
         const V *a = tile(x, first + at, n, scratch_x), *b = tile(y, first + at, n, scratch_y);
-        const int whole = n / kWidth * kWidth;
-        count_above<Pack>(a, b, 0, whole, m, threshold_x, threshold_y, row);
-        count_above<double>(a, b, whole, n, m, threshold_x, threshold_y, row);
+        Int in_x = 0, in_y = 0, in_both = 0;
+        for (int i = 0; i < n; ++i) {
+            const Int one = above_x(a[i]), other = above_y(b[i]);
+            in_x += one;
+            in_y += other;
+            in_both += one & other;
+        }
+        row[0] += in_x;
+        row[1] += in_y;
+        row[2] += in_both;
     }
 }
 
@@ -179,7 +170,7 @@ void overlap_counts(const Volume &x, const Volume &y, int64_t slices, int64_t vo
 #endif
     for (int64_t item = 0; item < chunks.size(); ++item) {
         const auto run = wide(x, y) ? &above<double> : &above<float>;
-        run(x, y, chunks.first(item), chunks.count(item), m, threshold_x, threshold_y,
+        run(x, y, chunks.first(item), chunks.count(item), threshold_x, threshold_y, m,
             &rows[item * 3]);
     }
     for (int64_t item = 0; item < chunks.size(); ++item)

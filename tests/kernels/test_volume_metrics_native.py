@@ -155,6 +155,11 @@ def test_values_on_and_beside_bin_edges_are_counted_as_the_reference_counts_them
     got = evaluate_sums(x, x, scale=scale, offset=offset, clip=clip, ranges=ranges)
     expected = reference.histograms(x, x, scale, offset, clip, ranges)
     assert torch.equal(torch.stack([got.histogram_x, got.histogram_y]), expected)
+    # Thresholds that are mapped voxels: above is not equal.
+    levels = float(x[0, 0, 0]) * scale + offset, float(x[1, 2, 3]) * scale + offset
+    overlaps = overlap_counts(x, x, levels, scale=scale, offset=offset, clip=clip)
+    expected = reference.overlap_counts(x, x, *levels, scale, offset, clip)
+    assert torch.equal(overlaps, expected)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +175,17 @@ def test_ranges_that_no_arithmetic_resolves(limits: tuple[float, float]) -> None
         got = evaluate_sums(x, x, ranges=(limits, limits)).histogram_x
         expected = reference.histograms(x, x, 1.0, 0.0, None, (limits, limits))
         assert torch.equal(got, expected[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.0, 0.0])
+@pytest.mark.parametrize("threshold", [-torch.inf, -50.0, 0.0, 10.0, 50.0, 1e300, torch.inf])
+def test_thresholds_beyond_all_voxels(threshold: float, scale: float) -> None:
+    x, y = pair((2, 5, 70), torch.float32)
+    for clip in (None, (-50.0, 50.0)):
+        thresholds = (threshold, 10.0)
+        got = overlap_counts(x, y, thresholds, scale=scale, offset=10.0, clip=clip)
+        expected = reference.overlap_counts(x, y, *thresholds, scale, 10.0, clip)
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 0.37])
