@@ -25,15 +25,15 @@ void bind_counter_noise(nb::module_ &m) {
         "counter_noise",
         [](Volume out, mdf::Extent offset, mdf::Extent volume, uint64_t seed, uint32_t step,
            uint32_t stream, int threads) {
-            mdf::Extent shape;
+            mdf::NoiseKey key{seed, step, stream, {}, offset, volume};
             for (size_t i = 0; i < 3; ++i) {
-                shape[i] = static_cast<int64_t>(out.shape(i));
-                if (offset[i] < 0 || offset[i] > volume[i] - shape[i])
+                key.shape[i] = static_cast<int64_t>(out.shape(i));
+                if (offset[i] < 0 || offset[i] > volume[i] - key.shape[i])
                     throw std::invalid_argument("offset: expected the block inside the volume");
             }
             float *data = out.data();
             nb::gil_scoped_release release;
-            MDF_PICK(counter_noise)(data, shape, offset, volume, seed, step, stream, threads);
+            MDF_PICK(counter_noise)(data, key, threads);
         },
         nb::arg("out").noconvert(), nb::arg("offset"), nb::arg("volume"), nb::arg("seed"),
         nb::arg("step"), nb::arg("stream"), nb::arg("threads"),
