@@ -8,18 +8,18 @@ rows come from `microdiffusion_fast.schedule.make_plan`, or from anybody who fil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..counter_noise import counter_noise
+from .. import _backend
+from ..axial_projection.reference import gram_band
+from ..counter_noise import check_word, counter_noise, noise_key
+from . import checks
 from .reference import COLUMNS, blended_step_reference
 
 __all__ = ["COLUMNS", "NoiseKey", "blended_step"]
-
-_SIGN = 1 << 63
-_KEY_COLUMN = COLUMNS.index("key")
 
 
 class NoiseKey(NamedTuple):
@@ -31,8 +31,7 @@ class NoiseKey(NamedTuple):
     volume_shape: Sequence[int] | None = None
 
 
-@torch.library.custom_op("microdiffusion_fast::blended_step", mutates_args=("x", "history"))
-def _step(
+def _plain(
     x: Tensor,
     prior: Tensor,
     cond: Tensor,
@@ -40,21 +39,21 @@ def _step(
     step: Tensor,
     uncond: Tensor | None,
     noise: Tensor | None,
-    noise_key: Sequence[int],
+    key: Sequence[int],
     history: Tensor | None,
     projections: Tensor | None,
     weights: Sequence[float],
     stride: int,
     start: int,
 ) -> None:
-    # noise_key: empty, or seed, stream, offset (3) and volume shape (3).
-    if noise_key:
-        seed, stream, *place = noise_key
+    # key: empty, or the noise_key of the noise to draw.
+    if key:
+        seed, stream, *place = key
         noise = counter_noise(
             x.shape,
             seed=seed % 2**64,
             # Free on a CPU; elsewhere a wait that a kernel which draws its own noise does not have.
-            step=int(table[step.reshape(()), _KEY_COLUMN]),
+            step=int(table[step.reshape(()), -1]),
             stream=stream,
             offset=place[:3],
             volume_shape=place[3:],
@@ -76,23 +75,70 @@ def _step(
     )
 
 
+_step = torch.library.custom_op(
+    "microdiffusion_fast::blended_step", _plain, mutates_args=("x", "history")
+)
+
+
 @_step.register_fake
-def _fake(
-    x: Tensor,
-    prior: Tensor,
-    cond: Tensor,
-    table: Tensor,
-    step: Tensor,
-    uncond: Tensor | None,
-    noise: Tensor | None,
-    noise_key: Sequence[int],
-    history: Tensor | None,
-    projections: Tensor | None,
-    weights: Sequence[float],
-    stride: int,
-    start: int,
-) -> None:
+def _fake(*arguments: Any) -> None:
     return None
+
+
+if _backend.native is not None:
+    _native_step = _backend.native.blended_step
+    _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+    @_step.register_kernel("cpu")
+    def _native(
+        x: Tensor,
+        prior: Tensor,
+        cond: Tensor,
+        table: Tensor,
+        step: Tensor,
+        uncond: Tensor | None,
+        noise: Tensor | None,
+        key: Sequence[int],
+        history: Tensor | None,
+        projections: Tensor | None,
+        weights: Sequence[float],
+        stride: int,
+        start: int,
+    ) -> None:
+        volumes = (x, prior, cond, uncond, noise, history, projections)
+        overlap = projections is not None and len(projections) > 1 and stride < len(weights)
+        in_place = x.is_contiguous() and (history is None or history.is_contiguous())
+        known = all(v is None or v.dtype in _NATIVE_DTYPES for v in volumes)
+        if overlap or not in_place or not known:
+            _plain(
+                x, prior, cond, table, step, uncond, noise, key,
+                history, projections, weights, stride, start,
+            )  # fmt: skip
+            return
+        index = int(step)
+        if not 0 <= index < len(table):
+            raise IndexError(f"step: expected a row in [0, {len(table)}), got {index}")
+        *row, word = table[index].tolist()
+        drawn = None
+        if key:
+            seed, stream, *place = key
+            word = check_word("key", int(word), 32)
+            drawn = seed % 2**64, word, stream, place[:3], place[3:]
+        # The native module takes no tensor that requires a gradient.
+        arrays = (None if v is None else v.detach().contiguous() for v in volumes)
+        norm = gram_band(weights, stride)[0] if weights else 1.0
+        threads = torch.get_num_threads()
+        _native_step(*arrays, row, drawn, weights, norm, stride, start, threads)
+
+
+if _backend.triton_missing is None:
+
+    @_step.register_kernel("cuda")
+    def _triton(x: Tensor, *others: Any) -> None:
+        from .triton_kernel import blended_step_triton
+
+        with torch.cuda.device(x.device):
+            blended_step_triton(x, *others)
 
 
 def blended_step(
@@ -121,12 +167,18 @@ def blended_step(
     A part whose tensor is None is left out. Any mix of floating dtypes; the arithmetic is in that
     of `x`, at least float32. Not differentiable.
 
+    One pass over memory where x and history are contiguous, all dtypes are float32 or bfloat16 (on
+    a GPU also float16) and windows do not overlap; plain torch otherwise. On a CPU both give the
+    same bits in float32, but for consistency with uneven weights or gaps. On a GPU drawn noise is
+    that of `counter_noise` there. A voxel's bits do not depend on where in the array it lies.
+
     Args:
         x: blended state, [Z, Y, X]; becomes that of the next step, after the last row the clean
             volume. Shares no memory with the others.
         prior: [Z, Y, X].
         cond: the network's output with its condition, [Z, Y, X].
-        table: [K, len(COLUMNS)], float32 or float64, one row a step, on the device of x.
+        table: [K, len(COLUMNS)], float32 or float64, one row a step, on the device of x. Its values
+            are checked on a CPU only: reading them on a GPU would stop it.
         step: the row, an int64 scalar on the device of x: a counter that the host need not read.
         uncond: the network's output without its condition, [Z, Y, X].
         noise: standard normals [Z, Y, X], or the key of those to draw.
@@ -138,130 +190,31 @@ def blended_step(
         start: first slice of the first window.
 
     Raises:
-        ValueError: a shape, a device or the geometry does not fit, or x shares memory.
+        ValueError: a shape, a device or the geometry does not fit, a gamma lies outside [0, 1], or
+            x shares memory.
         TypeError: an argument is no tensor, or of another kind of dtype.
 
     Source: see `blended_step_reference`.
     """
-    _check_floating("x", x)
-    if x.ndim != 3:
-        raise ValueError(f"x: expected [Z, Y, X], got shape {list(x.shape)}")
-    like_x = {"prior": prior, "cond": cond, "uncond": uncond, "history": history}
-    if isinstance(noise, Tensor):
-        like_x["noise"] = noise
-    present = {name: tensor for name, tensor in like_x.items() if tensor is not None}
-    for name, tensor in present.items():
-        _check_floating(name, tensor)
-        if tensor.shape != x.shape:
-            expected = f"shape {list(x.shape)}, like x"
-            raise ValueError(f"{name}: expected {expected}, got {list(tensor.shape)}")
-    _check_table(table, step)
-    taps, stride = _check_geometry(x, projections, weights, stride, start)
+    present = {"prior": prior, "cond": cond}
+    optional = {"uncond": uncond, "history": history}
+    drawn: Tensor | None = None
+    if noise is not None and not isinstance(noise, NoiseKey):
+        drawn = optional["noise"] = noise
+    present |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    checks.check_volumes(x, present)
+    checks.check_table(table, step)
+    taps, stride = checks.check_geometry(x, projections, weights, stride, start)
     if projections is not None:
         present["projections"] = projections
     for name, tensor in (present | {"table": table, "step": step}).items():
         if tensor.device != x.device:
             raise ValueError(f"{name}: expected device {x.device}, like x, got {tensor.device}")
     if not torch.compiler.is_compiling():
-        _check_memory(x, history, present)
+        checks.check_memory(x, history, present)
     if x.numel() == 0:
         return
-    drawn: Tensor | None = None
-    key: list[int] = []
-    if noise is None or isinstance(noise, Tensor):
-        drawn = noise
-    else:
-        key = _flat_key(noise, x)
+    key = noise_key(x.shape, **noise._asdict()) if isinstance(noise, NoiseKey) else []
     _step(
         x, prior, cond, table, step, uncond, drawn, key, history, projections, taps, stride, start
     )
-
-
-def _check_floating(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
-
-
-def _check_table(table: Tensor, step: Tensor) -> None:
-    _check_floating("table", table)
-    if table.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"table: expected float32 or float64, got {table.dtype}")
-    if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] != len(COLUMNS):
-        expected = f"shape [K, {len(COLUMNS)}], K at least 1"
-        raise ValueError(f"table: expected {expected}, got {list(table.shape)}")
-    if not isinstance(step, Tensor) or step.dtype != torch.int64:
-        got = step.dtype if isinstance(step, Tensor) else type(step).__name__
-        raise TypeError(f"step: expected an int64 tensor, got {got}")
-    if step.numel() != 1:
-        raise ValueError(f"step: expected one number, got shape {list(step.shape)}")
-
-
-def _check_geometry(
-    x: Tensor,
-    projections: Tensor | None,
-    weights: Tensor | Sequence[float] | None,
-    stride: int | None,
-    start: int,
-) -> tuple[list[float], int]:
-    """The axial weights and the stride, defaults filled in."""
-    if projections is None:
-        return [], 1
-    _check_floating("projections", projections)
-    if projections.ndim != 3 or projections.shape[1:] != x.shape[1:] or len(projections) == 0:
-        expected = f"shape [K, {x.shape[1]}, {x.shape[2]}], K at least 1"
-        raise ValueError(f"projections: expected {expected}, got {list(projections.shape)}")
-    if weights is None:
-        if stride is None:
-            raise ValueError("weights: expected weights or a stride beside projections, got None")
-        weights = [1.0 / max(stride, 1)] * stride
-    taps = [float(w) for w in (weights.tolist() if isinstance(weights, Tensor) else weights)]
-    stride = len(taps) if stride is None else stride
-    if stride < 1:
-        raise ValueError(f"stride: expected at least 1, got {stride}")
-    if not any(taps):
-        raise ValueError(f"weights: expected numbers that are not all zero, got {taps}")
-    end = start + (len(projections) - 1) * stride + len(taps)
-    if start < 0 or end > x.shape[0]:
-        windows = f"{len(projections)} windows inside the {x.shape[0]} slices of x"
-        raise ValueError(f"start: expected {windows}, got slices {start} to {end}")
-    return taps, stride
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First and past-the-end byte that the elements lie between."""
-    if tensor.numel() == 0:
-        return 0, 0
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _check_memory(x: Tensor, history: Tensor | None, others: dict[str, Tensor]) -> None:
-    """What is written shares no memory with anything else, nor with itself."""
-    for written, tensor in (("x", x), ("history", history)):
-        if tensor is None:
-            continue
-        if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ValueError(f"{written}: expected a voxel per element, got an expanded view")
-        low, high = _extent(tensor)
-        for name, other in others.items():
-            first, end = _extent(other)
-            if name != written and first < high and low < end:
-                raise ValueError(f"{name}: expected memory apart from {written}, got an overlap")
-
-
-def _flat_key(key: NoiseKey, x: Tensor) -> list[int]:
-    if not isinstance(key, NoiseKey):
-        raise TypeError(f"noise: expected a tensor or a NoiseKey, got {type(key).__name__}")
-    if not 0 <= key.seed < 2 * _SIGN:
-        raise ValueError(f"noise: expected a seed in [0, 2^64), got {key.seed}")
-    if key.volume_shape is None and any(key.offset):
-        raise ValueError("noise: expected a volume_shape beside a non-zero offset, got None")
-    volume = tuple(x.shape) if key.volume_shape is None else key.volume_shape
-    if len(key.offset) != 3 or len(volume) != 3:
-        got = f"{tuple(key.offset)} and {tuple(volume)}"
-        raise ValueError(f"noise: expected an offset and a volume_shape of 3 numbers, got {got}")
-    # The dispatcher's integers are signed 64-bit: the upper half of the seeds travels as negative.
-    seed = key.seed - 2 * _SIGN * (key.seed >= _SIGN)
-    return [seed, key.stream, *key.offset, *volume]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _backend
 from .reference import counter_noise_reference
 
-__all__ = ["counter_noise"]
+__all__ = ["counter_noise", "noise_key"]
 
 
 @torch.library.custom_op("microdiffusion_fast::counter_noise", mutates_args=("out",))
@@ -58,6 +58,20 @@ if _backend.native is not None:
         _native_fill(out, tuple(offset), tuple(volume), seed % 2**64, step, stream, threads)
 
 
+if _backend.triton_missing is None:
+
+    @_fill.register_kernel("cuda")
+    def _triton(
+        out: Tensor, seed: int, step: int, stream: int, offset: Sequence[int], volume: Sequence[int]
+    ) -> None:
+        from .triton_kernel import counter_noise_triton
+
+        with torch.cuda.device(out.device):
+            counter_noise_triton(
+                out, seed=seed, step=step, stream=stream, offset=offset, volume_shape=volume
+            )
+
+
 def _integer(name: str, value: int, expected: str) -> int:
     """`value` as a Python integer; NumPy's pass, floats and booleans do not."""
     if not isinstance(value, bool):
@@ -66,7 +80,7 @@ def _integer(name: str, value: int, expected: str) -> int:
     raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 
-def _word(name: str, value: int, bits: int) -> int:
+def check_word(name: str, value: int, bits: int) -> int:
     expected = f"an integer in [0, 2^{bits})"
     number = _integer(name, value, expected)
     if not 0 <= number < 1 << bits:
@@ -116,24 +130,44 @@ def counter_noise(
         Box and Muller 1958, eq. 1.
     """
     block = _triple("shape", shape, 1)
+    key, word, *place = noise_key(
+        block, seed=seed, stream=stream, offset=offset, volume_shape=volume_shape
+    )
+    out = torch.empty(block, dtype=torch.float32, device=device)
+    _fill(out, key, check_word("step", step, 32), word, place[:3], place[3:])
+    return out
+
+
+def noise_key(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    stream: int,
+    offset: Sequence[int],
+    volume_shape: Sequence[int] | None,
+) -> list[int]:
+    """Checks whose noise is meant: [seed, stream, offset z y x, volume shape z y x].
+
+    Arguments as in `counter_noise`. The seed is returned as a signed 64-bit integer, in which the
+    upper half of the seeds is negative: the dispatcher has no other.
+
+    Raises:
+        ValueError: an argument is out of range, or the block reaches out of the volume.
+        TypeError: an argument is not of integers.
+    """
+    key, word = check_word("seed", seed, 64), check_word("stream", stream, 32)
     start = _triple("offset", offset, 0)
-    if volume_shape is None:
-        if any(start):
-            raise ValueError("volume_shape: expected (Z, Y, X) beside a non-zero offset, got None")
-        volume = block
-    else:
+    if volume_shape is not None:
         volume = _triple("volume_shape", volume_shape, 1)
-    if any(o + s > v for o, s, v in zip(start, block, volume, strict=True)):
+    elif any(start):
+        raise ValueError("volume_shape: expected (Z, Y, X) beside a non-zero offset, got None")
+    else:
+        volume = tuple(shape)
+    if any(o + s > v for o, s, v in zip(start, shape, volume, strict=True)):
         raise ValueError(
             f"offset: expected the block inside volume_shape {volume}, "
-            f"got offset {start} with shape {block}"
+            f"got offset {start} with shape {tuple(shape)}"
         )
     if math.prod(volume) >= 1 << 63:
         raise ValueError(f"volume_shape: expected fewer than 2^63 voxels, got {volume}")
-    key = _word("seed", seed, 64)
-    # The dispatcher's integers are signed 64-bit: the upper half of the seeds travels as negative.
-    key -= (key >> 63) << 64
-    words = _word("step", step, 32), _word("stream", stream, 32)
-    out = torch.empty(block, dtype=torch.float32, device=device)
-    _fill(out, key, *words, start, volume)
-    return out
+    return [key - ((key >> 63) << 64), word, *start, *volume]

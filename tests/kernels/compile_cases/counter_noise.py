@@ -1,0 +1,23 @@
+"""counter_noise: a whole volume, and a block whose rows start anywhere in a quad."""
+
+from __future__ import annotations
+
+from case import Case
+
+from microdiffusion_fast.kernels.counter_noise.triton_kernel import _QUADS, _counter_noise_kernel
+
+SIZES = ("seed", "first", "runs", "length", "quads", "height", "row_stride", "plane_stride")
+
+
+def case(name: str, one_run: bool, step: str = "i32") -> Case:
+    signature = {"out": "*fp32", "step": step, "stream": "i32"} | dict.fromkeys(SIZES, "i64")
+    constants = {"STEP_ON_DEVICE": step.startswith("*"), "ONE_RUN": one_run, "QUADS": _QUADS}
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    return Case(f"counter_noise: {name}", _counter_noise_kernel, signature, constants, options)
+
+
+CASES = [
+    case("whole volume", one_run=True),
+    case("block", one_run=False),
+    case("whole volume, step on device", one_run=True, step="*i64"),
+]
