@@ -55,7 +55,9 @@ def _draw(key, i_slice, i_column, DRAW: tl.constexpr, ROWS: tl.constexpr, BLOCK:
     else:
         i_column += tl.arange(0, BLOCK)
     if ROWS:
-        voxel = first + i_column // width * row_stride + i_column % width
+        # A slice has fewer than 2^31 columns: divided in 32 bits.
+        i_row = i_column.to(tl.int32) // width
+        voxel = first + i_row.to(tl.int64) * row_stride + (i_column - i_row * width)
     else:
         voxel = first + i_column
     if DRAW == "quads":
@@ -260,6 +262,8 @@ def blended_step_triton(
     plane = height * width
     volume_height, volume_width = key[6:8] if key else (height, width)
     rows = width != volume_width
+    if key and rows and plane >= 1 << 31:
+        noise, key, rows = _drawn(x, table, step, key), [], False
     flat = not count and not rows and height == volume_height
     if flat:  # one long slice: its vectors line up whatever the shape
         depth, plane = 1, x.numel()
