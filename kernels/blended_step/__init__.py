@@ -169,8 +169,8 @@ def blended_step(
 
     One pass over memory where x and history are contiguous, all dtypes are float32 or bfloat16 (on
     a GPU also float16) and windows do not overlap; plain torch otherwise. On a CPU both give the
-    same bits in float32, but for consistency with uneven weights or gaps. On a GPU drawn noise is
-    that of `counter_noise` there. A voxel's bits do not depend on where in the array it lies.
+    same bits, with consistency the same to rounding. Drawn noise is that of `counter_noise` on the
+    same device. A voxel's bits do not depend on where in the array it lies.
 
     Args:
         x: blended state, [Z, Y, X]; becomes that of the next step, after the last row the clean

@@ -81,6 +81,9 @@ void bind_blended_step(nb::module_ &m) {
             if (key) {
                 const auto &[seed, word, stream, offset, volume] = *key;
                 step.key = {seed, word, stream, step.shape, offset, volume};
+                for (size_t i = 0; i < 3; ++i)
+                    if (offset[i] < 0 || offset[i] > volume[i] - step.shape[i])
+                        throw std::invalid_argument("offset: expected the block inside the volume");
             }
             nb::gil_scoped_release release;
             MDF_PICK(blended_step)(step, threads);

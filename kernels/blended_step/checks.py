@@ -49,8 +49,8 @@ def check_table(table: Tensor, step: Tensor) -> None:
     if table.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = map(float, torch.aminmax(table.select(1, _GAMMA)))
         if not (low >= 0.0 and high <= 1.0):  # NaN included
-            got = low if not low >= 0.0 else high
-            raise ValueError(f"gamma: expected numbers in [0, 1] in the table, got {got}")
+            worst = high if low >= 0.0 else low
+            raise ValueError(f"gamma: expected numbers in [0, 1] in the table, got {worst}")
 
 
 def check_geometry(

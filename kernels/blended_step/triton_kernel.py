@@ -1,9 +1,9 @@
 """blended_step in Triton: every volume passes through memory once.
 
-A program advances a stretch of columns (y, x) through the slices of one window, or through one slice
-that no window covers. Up to `_KEPT` slices it keeps x and x0 in registers between the projection and
-the update (20.67 bytes a voxel for windows of 6); longer windows read x, cond and uncond a second
-time, mostly from the L2 cache.
+A program advances a stretch of columns (y, x) through the slices of one window, or through one
+slice that no window covers. Up to `_KEPT` slices it keeps x and x0 in registers between the
+projection and the update (20.67 bytes a voxel for windows of 6); longer windows read x, cond and
+uncond a second time, mostly from the L2 cache.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .reference import COLUMNS, blended_step_reference
 _COLUMNS = tl.constexpr(len(COLUMNS))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK = 1024
+# Columns of a slice that are divided into rows, in 32 bits.
+_MOST_COLUMNS = 1 << 31
 # Slices whose x and x0 stay in registers: 2 x 8 x 4 floats a thread.
 _KEPT = 8
 
@@ -125,8 +127,8 @@ def _window(
         for i in tl.static_range(SLICES):
             state, x0 = _predict(volumes, i_slice + i, plane, i_column, predict, BLOCK)
             mean += tl.load(p_weights + i) * x0
-            states += (state,)
-            cleans += (x0,)
+            states += (state,)  # type: ignore[assignment]
+            cleans += (x0,)  # type: ignore[assignment]
     else:
         for i in range(SLICES):
             _, x0 = _predict(volumes, i_slice + i, plane, i_column, predict, BLOCK)
@@ -247,12 +249,11 @@ def blended_step_triton(
     """
     count = 0 if projections is None else len(projections)
     slices = len(weights) if count else 0
-    volumes = (prior, cond, uncond, noise, history, projections)
-    known = all(v is None or v.dtype in _DTYPES for v in (x, *volumes))
+    tensors = (x, prior, cond, uncond, noise, history, projections)
+    known = all(v is None or v.dtype in _DTYPES for v in tensors)
     in_place = x.is_contiguous() and (history is None or history.is_contiguous())
     if not known or not in_place or (count > 1 and stride < slices):
-        if key:
-            noise = _drawn(x, table, step, key)
+        noise = _drawn(x, table, step, key) if key else noise
         blended_step_reference(
             x, prior, cond, table, step, uncond=uncond, noise=noise, history=history,
             projections=projections, weights=weights, stride=stride, start=start,
@@ -262,7 +263,7 @@ def blended_step_triton(
     plane = height * width
     volume_height, volume_width = key[6:8] if key else (height, width)
     rows = width != volume_width
-    if key and rows and plane >= 1 << 31:
+    if key and rows and plane >= _MOST_COLUMNS:
         noise, key, rows = _drawn(x, table, step, key), [], False
     flat = not count and not rows and height == volume_height
     if flat:  # one long slice: its vectors line up whatever the shape
@@ -275,24 +276,14 @@ def blended_step_triton(
     block = _BLOCK // 2 if count else _BLOCK
     blocks = triton.cdiv(plane, block)
     slabs = depth - count * slices + count
+    volumes = (prior, cond, uncond, noise, history, projections)
     arrays = [None if v is None else v.contiguous() for v in volumes]
+    seed, stream = key[:2] if key else (0, 0)
     _blended_step_kernel[(blocks * slabs,)](
-        x,
-        *arrays,
-        _weights(tuple(weights), x.device) if count else None,
-        table.contiguous(),
-        step,
-        plane,
-        blocks,
-        count,
-        stride if count > 1 else slices,
-        start,
-        key[0] if key else 0,
-        key[1] if key else 0,
-        first,
-        width,
-        volume_width,
-        volume_height * volume_width,
+        x, *arrays, _weights(tuple(weights), x.device) if count else None,
+        table.contiguous(), step,
+        plane, blocks, count, stride if count > 1 else slices, start,
+        seed, stream, first, width, volume_width, volume_height * volume_width,
         SLICES=slices,
         KEEP=slices <= _KEPT,
         DRAW="no" if not key else "quads" if by_quad else "voxels",
@@ -300,7 +291,7 @@ def blended_step_triton(
         BLOCK=block,
         num_warps=4,
         enable_fp_fusion=False,
-    )
+    )  # fmt: skip
 
 
 def _drawn(x: Tensor, table: Tensor, step: Tensor, key: Sequence[int]) -> Tensor:
@@ -316,6 +307,6 @@ def _drawn(x: Tensor, table: Tensor, step: Tensor, key: Sequence[int]) -> Tensor
 
 @lru_cache(maxsize=64)
 def _weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """The weights and the sum of their squares, copied to the device once."""
+    """The weights and the sum of their squares, copied to the device once: before a capture."""
     values = [*weights, gram_band(weights, len(weights))[0]]
     return torch.tensor(values, dtype=torch.float32, device=device)

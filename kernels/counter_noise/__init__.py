@@ -157,12 +157,9 @@ def noise_key(
     """
     key, word = check_word("seed", seed, 64), check_word("stream", stream, 32)
     start = _triple("offset", offset, 0)
-    if volume_shape is not None:
-        volume = _triple("volume_shape", volume_shape, 1)
-    elif any(start):
+    if volume_shape is None and any(start):
         raise ValueError("volume_shape: expected (Z, Y, X) beside a non-zero offset, got None")
-    else:
-        volume = tuple(shape)
+    volume = _triple("volume_shape", shape if volume_shape is None else volume_shape, 1)
     if any(o + s > v for o, s, v in zip(start, shape, volume, strict=True)):
         raise ValueError(
             f"offset: expected the block inside volume_shape {volume}, "

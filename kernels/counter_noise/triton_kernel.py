@@ -36,7 +36,9 @@ def box_muller(word0, word1):
     # log(u) = 2 atanh((m - 1) / (m + 1)) + k log(2), u = m 2^k. Above sqrt(1/2), where log(u) goes
     # to 0, 1 - u comes from the complement of the word: u itself has lost it to rounding.
     near = word0 >= 0xB504F334
-    centre = (tl.where(near, 0xFFFFFFFF - word0, word0).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    centre = (
+        tl.where(near, 0xFFFFFFFF - word0, word0).to(tl.float32) + 0.5
+    ) * 2.3283064365386963e-10
     shifted = centre.to(tl.int32, bitcast=True) - 0x3F3504F3
     k = tl.where(near, 0, shifted >> 23).to(tl.float32)
     m = ((shifted & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)

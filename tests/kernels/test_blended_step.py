@@ -326,7 +326,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"projections": Z(3, 5, 7), "weights": []}, ValueError, "weights"),
     ({"projections": Z(3, 5, 7), "stride": 0}, ValueError, "stride"),
     ({"projections": Z(3, 5, 7), "start": -1}, ValueError, "start"),
+    ({"projections": Z(3, 5, 7), "weights": [0.5, np.inf]}, ValueError, "weights"),
     ({"projections": Z(4, 5, 7)}, ValueError, "start"),
+    ({"table": make_table({"gamma": 0.5}, {"gamma": -0.1}, {})}, ValueError, "gamma"),
+    ({"table": make_table({}, {}, {"gamma": 1.01})}, ValueError, "gamma"),
+    ({"table": make_table({}, {"gamma": np.nan}, {})}, ValueError, "gamma"),
 ]
 
 

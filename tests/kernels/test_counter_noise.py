@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable
@@ -220,6 +221,20 @@ class TestVoxelsOwnTheirNoise:
             _backend.native.counter_noise(out, (1, 2, 3), (11, 43, 337), 5, 6, 7, threads)
             results.append(out)
         assert results[0].isfinite().all()
+        for other in results[1:]:
+            assert torch.equal(results[0], other)
+
+    @needs_native
+    def test_instruction_set_does_not_show(self) -> None:
+        assert _backend.native is not None
+        chosen, results = _backend.native.isa(), []
+        try:
+            for isa in ("baseline", "avx2", "avx512"):
+                with contextlib.suppress(ValueError):  # not on this machine
+                    _backend.native.use_isa(isa)
+                    results.append(counter_noise((5, 33, 333), seed=5, step=6, stream=7))
+        finally:
+            _backend.native.use_isa(chosen)
         for other in results[1:]:
             assert torch.equal(results[0], other)
 

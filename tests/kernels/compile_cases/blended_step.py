@@ -22,7 +22,13 @@ def case(name: str, *parts: str, dtype: str = "*fp32", **constants: Any) -> Case
         parts = (*parts, "p_projections")
     signature = dict.fromkeys(("p_x", "p_prior", "p_cond", *parts), dtype)
     signature |= {"p_weights": "*fp32"} if slices else {}
-    signature |= {"p_table": "*fp64", "p_step": "*i64", "seed": "i64", "stream": "i32", "width": "i32"}
+    signature |= {
+        "p_table": "*fp64",
+        "p_step": "*i64",
+        "seed": "i64",
+        "stream": "i32",
+        "width": "i32",
+    }
     signature |= dict.fromkeys(SIZES, "i64")
     absent = ("p_uncond", "p_noise", "p_history", "p_projections", "p_weights")
     constants = {
