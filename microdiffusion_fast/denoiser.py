@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,13 +106,19 @@ class Embedding(nn.Module):
         return self.layers(torch.cat([values, phase.sin(), phase.cos()], dim=1))
 
 
-def _geometry_features(geometry: Geometry) -> list[float]:
-    return [
+@lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers on a device, copied there once: a CUDA graph cannot copy from the host."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _geometry_features(geometry: Geometry) -> tuple[float, ...]:
+    return (
         math.log2(geometry.step_length) / 4,
         math.log2(geometry.stride / geometry.step_length) / 2,
         geometry.axial_blur / 4,
         geometry.spread - 1,
-    ]
+    )
 
 
 class SlabEncoder(nn.Module):
@@ -134,7 +141,7 @@ class SlabEncoder(nn.Module):
         self.full_up = Block(c0, e)
 
     def forward(self, windows: Tensor, geometry: Geometry) -> Tensor:
-        values = windows.new_tensor([_geometry_features(geometry)])
+        values = constant(_geometry_features(geometry), windows.dtype, windows.device)[None]
         embedding = self.embed(values)
         x0 = self.full_down(self.conv_in(windows), embedding)
         x1 = self.down1(x0)
@@ -230,7 +237,8 @@ class Denoiser(nn.Module):
             level: [N, 3] signal, noise and gamma of the blended state, which is
                 `(1 - gamma) * (signal * x0 + noise * eps) + gamma * prior`.
         """
-        fixed = position.new_tensor(_geometry_features(geometry)).expand(len(position), -1)
+        fixed = constant(_geometry_features(geometry), position.dtype, position.device)
+        fixed = fixed.expand(len(position), -1)
         place = torch.stack([position / geometry.stride, position / 8], dim=1)
         values = torch.cat([place, fixed, level], dim=1)
         return self.head(_channels_last(features), state, prior, base[:, None], values)[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, Geometry
+from .denoiser import Denoiser, Geometry, constant
 from .forward_model import AxialProjection
 from .schedule import NoiseLevel, NoiseSchedule
 from .training_data import axial_spread
@@ -73,7 +73,7 @@ class StackDenoiser:
                 self.base[index],
                 self.position[index],
                 self.geometry,
-                x.new_tensor([level]).expand(len(index), 3),
+                constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
             )
         return clean[self.repeat]
 

@@ -19,7 +19,6 @@ from microdiffusion_fast.schedule import NoiseLevel, SamplingPlan
 Denoise = Callable[[Tensor, int, NoiseLevel], Tensor | tuple[Tensor, Tensor]]
 
 
-@torch.no_grad()
 def sample(
     denoise: Denoise,
     prior: Tensor,
@@ -58,56 +57,106 @@ def sample(
 
     Source: MicroDiffusion (arXiv 2403.10815), section 3.
     """
-    if not isinstance(prior, Tensor) or prior.ndim != 3 or not prior.is_floating_point():
-        got = f"shape {list(prior.shape)}, {prior.dtype}, {type(prior).__name__}"
-        raise InputError("prior", "a floating-point volume [Z, Y, X]", got)
-    if start is not None and start.shape != prior.shape:
-        raise InputError("start", f"shape {list(prior.shape)}, like the prior", list(start.shape))
-    if plan.uses("trust"):
-        _check_projections(operator, projections, prior)
-    else:
-        operator = projections = None
-    key = NoiseKey(seed, stream, offset, volume_shape or tuple(prior.shape))
-    table = plan.table.to(prior.device, torch.promote_types(prior.dtype, torch.float32))
-    counter = torch.zeros((), dtype=torch.int64, device=prior.device)
-    history = torch.zeros_like(prior) if plan.uses("c") else None
-    draws, guided = plan.column("d").tolist(), plan.uses("w")
+    chain = Chain(denoise, prior, plan, operator=operator, projections=projections)
+    chain.begin(seed=seed, stream=stream, offset=offset, volume_shape=volume_shape, start=start)
+    return chain.advance(callback)
 
-    if start is None:
-        start = plan.start[0] * prior + plan.start[1] * counter_noise(
-            prior.shape,
-            seed=seed,
-            step=plan.timesteps[0],
-            stream=stream,
-            offset=key.offset,
-            volume_shape=key.volume_shape,
-            device=prior.device,
-        )
-    x = ((1 - plan.gammas[0]) * start + plan.gammas[0] * prior).to(prior.dtype)
-    for step, level in enumerate(plan.levels):
-        output = denoise(x, step, level)
-        cond, uncond = output if isinstance(output, tuple) else (output, None)
-        if uncond is None and guided:
-            raise InputError("denoise", "(conditional, unconditional) for guidance", "one volume")
-        noise = key if draws[step] else None
-        blended_step(
-            x,
-            prior,
-            cond,
-            table,
-            counter,
-            uncond=uncond,
-            noise=noise,
-            history=history,
-            projections=projections,
-            weights=operator.weights if operator else None,
-            stride=operator.stride if operator else None,
-            start=operator.start if operator else 0,
-        )
-        counter += 1
-        if callback is not None:
-            callback(step, x)
-    return x
+
+class Chain:
+    """One chain on memory of its own: `begin` sets its start and its noise, `advance` runs it.
+
+    Between runs the prior and the projections may be changed in place, for another tile of the
+    same shape. Arguments as in `sample`; `ChainGraph` captures `advance`.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        prior: Tensor,
+        plan: SamplingPlan,
+        *,
+        operator: AxialProjection | None = None,
+        projections: Tensor | None = None,
+    ) -> None:
+        if not isinstance(prior, Tensor) or prior.ndim != 3 or not prior.is_floating_point():
+            got = f"shape {list(prior.shape)}, {prior.dtype}, {type(prior).__name__}"
+            raise InputError("prior", "a floating-point volume [Z, Y, X]", got)
+        if plan.uses("trust"):
+            _check_projections(operator, projections, prior)
+        else:
+            operator = projections = None
+        self.denoise, self.prior, self.plan = denoise, prior, plan
+        self.operator, self.projections = operator, projections
+        self.x = torch.empty_like(prior, memory_format=torch.contiguous_format)
+        self.history = torch.zeros_like(self.x) if plan.uses("c") else None
+        self.table = plan.table.to(prior.device, torch.promote_types(prior.dtype, torch.float32))
+        self.counter = torch.zeros((), dtype=torch.int64, device=prior.device)
+        # whose noise the steps draw; the words on the device, because a graph is captured once
+        self.words = torch.zeros(3, dtype=torch.int64, device=prior.device)
+        self.key: NoiseKey | None = None
+
+    @torch.no_grad()
+    def begin(
+        self,
+        *,
+        seed: int = 0,
+        stream: int = 0,
+        offset: tuple[int, int, int] = (0, 0, 0),
+        volume_shape: tuple[int, int, int] | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        """Sets the first blended state and the noise of the steps to come; as in `sample`."""
+        prior, plan = self.prior, self.plan
+        if start is not None and start.shape != prior.shape:
+            expected = f"shape {list(prior.shape)}, like the prior"
+            raise InputError("start", expected, list(start.shape))
+        key = NoiseKey(seed, stream, offset, volume_shape or tuple(prior.shape), self.words)
+        self.words.copy_(key.new_words(prior.shape))
+        self.key = key
+        self.counter.zero_()
+        if self.history is not None:
+            self.history.zero_()
+        if start is None:
+            start = plan.start[0] * prior + plan.start[1] * counter_noise(
+                prior.shape,
+                seed=seed,
+                step=plan.timesteps[0],
+                stream=stream,
+                offset=key.offset,
+                volume_shape=key.volume_shape,
+                device=prior.device,
+            )
+        self.x.copy_((1 - plan.gammas[0]) * start + plan.gammas[0] * prior)
+
+    @torch.no_grad()
+    def advance(self, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+        """All steps of the plan; returns the state that they end in, which the next run reuses."""
+        draws, guided = self.plan.column("d").tolist(), self.plan.uses("w")
+        operator = self.operator
+        for step, level in enumerate(self.plan.levels):
+            output = self.denoise(self.x, step, level)
+            cond, uncond = output if isinstance(output, tuple) else (output, None)
+            if uncond is None and guided:
+                expected = "(conditional, unconditional) for guidance"
+                raise InputError("denoise", expected, "one volume")
+            blended_step(
+                self.x,
+                self.prior,
+                cond,
+                self.table,
+                self.counter,
+                uncond=uncond,
+                noise=self.key if draws[step] else None,
+                history=self.history,
+                projections=self.projections,
+                weights=operator.weights if operator else None,
+                stride=operator.stride if operator else None,
+                start=operator.start if operator else 0,
+            )
+            self.counter += 1
+            if callback is not None:
+                callback(step, self.x)
+        return self.x
 
 
 def _check_projections(

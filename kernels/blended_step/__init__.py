@@ -23,12 +23,41 @@ __all__ = ["COLUMNS", "NoiseKey", "blended_step"]
 
 
 class NoiseKey(NamedTuple):
-    """Noise for the step to draw: arguments of `counter_noise`, whose step is in the table."""
+    """Noise for the step to draw: arguments of `counter_noise`, whose step is in the table.
+
+    `words`, int64 [3] on the device of x, are the seed, the stream and the flat index of the
+    block's first voxel in its volume, read there in place of `seed`, `stream` and `offset`: a
+    captured CUDA graph can be replayed with others. `offset` then has to say how the block lies to
+    groups of four voxels (that index modulo 4).
+    """
 
     seed: int
     stream: int = 0
     offset: Sequence[int] = (0, 0, 0)
     volume_shape: Sequence[int] | None = None
+    words: Tensor | None = None
+
+    def new_words(self, shape: Sequence[int]) -> Tensor:
+        """What `words` has to hold for a block of this shape, on the CPU."""
+        seed, stream, z, y, x, _, height, width = self._checked(shape)
+        return torch.tensor([seed, stream, (z * height + y) * width + x], dtype=torch.int64)
+
+    def _checked(self, shape: Sequence[int]) -> list[int]:
+        return noise_key(
+            shape,
+            seed=self.seed,
+            stream=self.stream,
+            offset=self.offset,
+            volume_shape=self.volume_shape,
+        )
+
+
+def _read(words: Tensor, key: Sequence[int]) -> list[int]:
+    """The key with what the words say: a wait where they lie on a GPU."""
+    seed, stream, first = words.tolist()
+    *_, depth, height, width = key
+    row, x = divmod(first, width)
+    return [seed, stream, *divmod(row, height), x, depth, height, width]
 
 
 def _plain(
@@ -40,6 +69,7 @@ def _plain(
     uncond: Tensor | None,
     noise: Tensor | None,
     key: Sequence[int],
+    words: Tensor | None,
     history: Tensor | None,
     projections: Tensor | None,
     weights: Sequence[float],
@@ -48,7 +78,7 @@ def _plain(
 ) -> None:
     # key: empty, or the noise_key of the noise to draw.
     if key:
-        seed, stream, *place = key
+        seed, stream, *place = key if words is None else _read(words, key)
         noise = counter_noise(
             x.shape,
             seed=seed % 2**64,
@@ -99,6 +129,7 @@ if _backend.native is not None:
         uncond: Tensor | None,
         noise: Tensor | None,
         key: Sequence[int],
+        words: Tensor | None,
         history: Tensor | None,
         projections: Tensor | None,
         weights: Sequence[float],
@@ -111,7 +142,7 @@ if _backend.native is not None:
         known = all(v is None or v.dtype in _NATIVE_DTYPES for v in volumes)
         if overlap or not in_place or not known:
             _plain(
-                x, prior, cond, table, step, uncond, noise, key,
+                x, prior, cond, table, step, uncond, noise, key, words,
                 history, projections, weights, stride, start,
             )  # fmt: skip
             return
@@ -121,7 +152,7 @@ if _backend.native is not None:
         *row, word = table[index].tolist()
         drawn = None
         if key:
-            seed, stream, *place = key
+            seed, stream, *place = key if words is None else _read(words, key)
             word = check_word("key", int(word), 32)
             drawn = seed % 2**64, word, stream, place[:3], place[3:]
         # The native module takes no tensor that requires a gradient.
@@ -214,7 +245,12 @@ def blended_step(
         checks.check_memory(x, history, present)
     if x.numel() == 0:
         return
-    key = noise_key(x.shape, **noise._asdict()) if isinstance(noise, NoiseKey) else []
+    key: list[int] = []
+    words: Tensor | None = None
+    if isinstance(noise, NoiseKey):
+        key, words = noise._checked(x.shape), noise.words
+        checks.check_words(words, x)
     _step(
-        x, prior, cond, table, step, uncond, drawn, key, history, projections, taps, stride, start
-    )
+        x, prior, cond, table, step, uncond, drawn, key, words,
+        history, projections, taps, stride, start,
+    )  # fmt: skip

@@ -53,6 +53,18 @@ def check_table(table: Tensor, step: Tensor) -> None:
             raise ValueError(f"gamma: expected numbers in [0, 1] in the table, got {worst}")
 
 
+def check_words(words: Tensor | None, x: Tensor) -> None:
+    """What a graph reads its noise from; only its kind: the values may be on a GPU."""
+    if words is None:
+        return
+    if not isinstance(words, Tensor) or words.dtype != torch.int64:
+        got = words.dtype if isinstance(words, Tensor) else type(words).__name__
+        raise TypeError(f"noise: expected words of int64, got {got}")
+    if tuple(words.shape) != (3,) or words.device != x.device:
+        expected = f"3 words on {x.device}, like x"
+        raise ValueError(f"noise: expected {expected}, got {list(words.shape)} on {words.device}")
+
+
 def check_geometry(
     x: Tensor,
     projections: Tensor | None,

@@ -163,6 +163,7 @@ def _blended_step_kernel(
     p_weights,  # of a window, then the sum of their squares
     p_table,
     p_step,
+    p_words,  # seed, stream and first in place of those below, or None
     plane,  # columns of a slice
     blocks,  # of columns in a slice
     windows,
@@ -199,6 +200,10 @@ def _blended_step_kernel(
         tl.load(p_row + 10).to(tl.float32),
     )
     word = tl.load(p_row + 11).to(tl.int64)
+    if p_words is not None:
+        seed = tl.load(p_words)
+        stream = tl.load(p_words + 1)
+        first = tl.load(p_words + 2)
     key = (seed, stream, word, first, width, row_stride, plane_stride)
 
     i_program = tl.program_id(0).to(tl.int64)
@@ -236,6 +241,7 @@ def blended_step_triton(
     uncond: Tensor | None,
     noise: Tensor | None,
     key: Sequence[int],
+    words: Tensor | None,
     history: Tensor | None,
     projections: Tensor | None,
     weights: Sequence[float],
@@ -253,7 +259,7 @@ def blended_step_triton(
     known = all(v is None or v.dtype in _DTYPES for v in tensors)
     in_place = x.is_contiguous() and (history is None or history.is_contiguous())
     if not known or not in_place or (count > 1 and stride < slices):
-        noise = _drawn(x, table, step, key) if key else noise
+        noise = _drawn(x, table, step, key, words) if key else noise
         blended_step_reference(
             x, prior, cond, table, step, uncond=uncond, noise=noise, history=history,
             projections=projections, weights=weights, stride=stride, start=start,
@@ -264,7 +270,7 @@ def blended_step_triton(
     volume_height, volume_width = key[6:8] if key else (height, width)
     rows = width != volume_width
     if key and rows and plane >= _MOST_COLUMNS:
-        noise, key, rows = _drawn(x, table, step, key), [], False
+        noise, key, rows = _drawn(x, table, step, key, words), [], False
     flat = not count and not rows and height == volume_height
     if flat:  # one long slice: its vectors line up whatever the shape
         depth, plane = 1, x.numel()
@@ -281,7 +287,7 @@ def blended_step_triton(
     seed, stream = key[:2] if key else (0, 0)
     _blended_step_kernel[(blocks * slabs,)](
         x, *arrays, _weights(tuple(weights), x.device) if count else None,
-        table.contiguous(), step,
+        table.contiguous(), step, words if key else None,
         plane, blocks, count, stride if count > 1 else slices, start,
         seed, stream, first, width, volume_width, volume_height * volume_width,
         SLICES=slices,
@@ -294,14 +300,17 @@ def blended_step_triton(
     )  # fmt: skip
 
 
-def _drawn(x: Tensor, table: Tensor, step: Tensor, key: Sequence[int]) -> Tensor:
-    """The noise of `key` as a volume; its step word stays on the device."""
+def _drawn(
+    x: Tensor, table: Tensor, step: Tensor, key: Sequence[int], words: Tensor | None
+) -> Tensor:
+    """The noise of `key` as a volume; its step word, and its words, stay on the device."""
     seed, stream, *place = key
     noise = torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
     word = table.index_select(0, step.reshape(1))[0, -1].to(torch.int64)
     counter_noise_triton(
-        noise, seed=seed, step=word, stream=stream, offset=place[:3], volume_shape=place[3:]
-    )
+        noise, seed=seed, step=word, stream=stream, offset=place[:3], volume_shape=place[3:],
+        words=words,
+    )  # fmt: skip
     return noise
 
 

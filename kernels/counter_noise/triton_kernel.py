@@ -86,6 +86,7 @@ def voxel_normals(voxel, seed, step, stream):
 @triton.jit(do_not_specialize=["seed", "step", "stream"])
 def _counter_noise_kernel(
     out,
+    words,  # seed, stream and first in place of those below, or None
     seed,
     step,
     stream,
@@ -100,6 +101,10 @@ def _counter_noise_kernel(
     ONE_RUN: tl.constexpr,
     QUADS: tl.constexpr,
 ):
+    if words is not None:
+        seed = tl.load(words)
+        stream = tl.load(words + 1)
+        first = tl.load(words + 2)
     i_quad = tl.program_id(0).to(tl.int64) * QUADS + tl.arange(0, QUADS)
     if ONE_RUN:
         i_run = tl.zeros_like(i_quad)
@@ -124,11 +129,12 @@ def counter_noise_triton(
     stream: int,
     offset: Sequence[int],
     volume_shape: Sequence[int],
+    words: Tensor | None = None,
 ) -> None:
     """Fills `out` [Z, Y, X], contiguous float32, as `counter_noise_reference` does.
 
-    Arguments as there, but that the seed may be its signed 64-bit twin and the step a number on the
-    device, which the host then need not know.
+    Arguments as there, but that the seed may be its signed 64-bit twin, and that the step, and the
+    `words` of a `NoiseKey`, may lie on the device, and the host then need not know them.
     """
     depth, height, width = out.shape
     _, volume_height, volume_width = volume_shape
@@ -139,6 +145,7 @@ def counter_noise_triton(
     quads = triton.cdiv(length + 3, 4)
     _counter_noise_kernel[(triton.cdiv(runs * quads, _QUADS),)](
         out,
+        words,
         seed,
         step,
         stream,

@@ -233,23 +233,39 @@ class TestNoise:
         blended_step(x, zero, zero, table, step_tensor(), noise=NoiseKey(1))
         assert torch.equal(x, counter_noise(SHAPE, seed=1, step=5))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_words_stand_for_seed_stream_and_place(self, dtype: torch.dtype) -> None:
+        place = {"offset": (3, 1, 2), "volume_shape": tuple(n + 5 for n in SHAPE)}
+        words = NoiseKey(2**64 - 3, 7, **place).new_words(SHAPE)
+        expected, result = full_case(dtype), full_case(dtype)
+        expected["noise"] = NoiseKey(2**64 - 3, 7, **place)
+        result["noise"] = NoiseKey(1, 1, (0, 0, 0), place["volume_shape"], words)
+        blended_step(**expected)
+        blended_step(**result)
+        assert torch.equal(result["x"], expected["x"])
+
+
+BLOCK = [7, 1, 0, 0, 1, *(n + 2 for n in SHAPE)]
+
 
 class TestOp:
     @pytest.mark.parametrize(
-        ("parts", "key"),
+        ("parts", "key", "words"),
         [
-            pytest.param({}, [], id="bare"),
-            pytest.param({"uncond", "noise", "history", "projections"}, [], id="everything"),
-            pytest.param({"history"}, [7, 1, 0, 0, 1, *(n + 2 for n in SHAPE)], id="drawn noise"),
+            pytest.param({}, [], None, id="bare"),
+            pytest.param({"uncond", "noise", "history", "projections"}, [], None, id="everything"),
+            pytest.param({"history"}, BLOCK, None, id="drawn noise"),
+            pytest.param({"history"}, BLOCK, torch.tensor([2, 4, 9]), id="words"),
         ],
     )
-    def test_opcheck(self, parts: set[str], key: list[int]) -> None:
+    def test_opcheck(self, parts: set[str], key: list[int], words: Tensor | None) -> None:
         case = full_case(torch.float32)
         optional = [case[name] if name in parts else None for name in ("uncond", "noise")]
         arguments = (
             *(case[name] for name in ("x", "prior", "cond", "table", "step")),
             *optional,
             key,
+            words,
             case["history"] if "history" in parts else None,
             case["projections"] if "projections" in parts else None,
             case["weights"], case["stride"], case["start"],
@@ -311,6 +327,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"noise": NoiseKey(0, offset=(0, 0), volume_shape=(99, 99, 9))}, ValueError, "offset"),
     ({"noise": NoiseKey(0, offset=(1, 0, 0), volume_shape=SHAPE)}, ValueError, "offset"),
     ({"noise": NoiseKey(0, stream=-1)}, ValueError, "stream"),
+    ({"noise": NoiseKey(0, words=torch.zeros(3))}, TypeError, "noise"),
+    ({"noise": NoiseKey(0, words=torch.zeros(2, dtype=torch.int64))}, ValueError, "noise"),
     ({"history": Z(12, 5, 7)}, ValueError, "history"),
     ({"history": Z(1, 5, 7).expand(SHAPE)}, ValueError, "history"),
     ({"table": Z(3, len(COLUMNS) + 1)}, ValueError, "table"),

@@ -42,7 +42,9 @@ def case(*parts: str, shape: tuple[int, ...] = SHAPE, **geometry: Any) -> Argume
     return {"table": table, "step": torch.tensor(1, device=DEVICE), **chosen, **geometry}
 
 
-def advance(arguments: Arguments, key: list[int] | None = None) -> Arguments:
+def advance(
+    arguments: Arguments, key: list[int] | None = None, words: Tensor | None = None
+) -> Arguments:
     """The kernel on a copy of the arguments."""
     copy = {k: v.clone() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     for name in ("x", "prior", "cond"):  # clone makes some layouts contiguous
@@ -56,6 +58,7 @@ def advance(arguments: Arguments, key: list[int] | None = None) -> Arguments:
         copy.get("uncond"),
         copy.get("noise"),
         key or [],
+        words,
         copy.get("history"),
         copy.get("projections"),
         copy.get("weights", []),
@@ -182,7 +185,7 @@ class TestParts:
         expected = by_reference(arguments)["x"]
         triton_kernel.blended_step_triton(
             state, arguments["prior"], arguments["cond"], arguments["table"], arguments["step"],
-            arguments["uncond"], None, [], None, arguments["projections"], [0.5, 0.5], 3, 1,
+            arguments["uncond"], None, [], None, None, arguments["projections"], [0.5, 0.5], 3, 1,
         )  # fmt: skip
         torch.testing.assert_close(state, expected, rtol=0, atol=1e-6)
         assert (buffer[:1024] == 0).all()
@@ -204,6 +207,21 @@ class TestDrawnNoise:
         arguments = case("projections", shape=shape, **geometry)
         handed = advance(arguments | {"noise": drawn(arguments, key)})
         assert torch.equal(advance(arguments, key)["x"], handed["x"])
+
+    @pytest.mark.parametrize(("shape", "key"), KEYS)
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_words_on_the_device(
+        self, shape: tuple[int, ...], key: list[int], overlap: bool
+    ) -> None:
+        """They say seed, stream and place; the key then says only how quads lie."""
+        geometry = {"weights": [0.3, 0.7], "stride": 1, "count": 2} if overlap else {}
+        arguments = case(*(["projections"] if overlap else []), shape=shape, **geometry)
+        expected = advance(arguments, key)["x"]
+        seed, stream, z, y, x, _, height, width = key
+        first = (z * height + y) * width + x
+        words = torch.tensor([seed, stream, first], device=DEVICE)
+        captured = [seed ^ 5, stream ^ 3, 0, 0, first % 4, *key[5:]]
+        assert torch.equal(advance(arguments, captured, words)["x"], expected)
 
     @pytest.mark.parametrize("reason", ["float64 state", "strided state"])
     def test_where_the_reference_runs(self, reason: str) -> None:

@@ -30,7 +30,8 @@ def case(name: str, *parts: str, dtype: str = "*fp32", **constants: Any) -> Case
         "width": "i32",
     }
     signature |= dict.fromkeys(SIZES, "i64")
-    absent = ("p_uncond", "p_noise", "p_history", "p_projections", "p_weights")
+    signature |= {"p_words": "*i64"} if constants.pop("words", False) else {}
+    absent = ("p_uncond", "p_noise", "p_history", "p_projections", "p_weights", "p_words")
     constants = {
         **dict.fromkeys(set(absent) - set(signature)),
         "SLICES": 0,
@@ -57,6 +58,7 @@ CASES = [
     case("bfloat16, guided, drawn", "p_uncond", dtype="*bf16", DRAW="quads"),
     case("windows of 6", "p_uncond", SLICES=6),
     case("windows of 6, drawn", "p_uncond", SLICES=6, DRAW="quads"),
+    case("windows of 6, drawn, words on device", "p_uncond", SLICES=6, DRAW="quads", words=True),
     case("windows of 6, drawn, odd", "p_uncond", SLICES=6, DRAW="voxels"),
     case("windows of 8, all", "p_uncond", "p_history", "p_noise", SLICES=8),
     case("windows of 6, bfloat16", "p_uncond", dtype="*bf16", SLICES=6),
