@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,51 +26,87 @@ def windowed_ssim(
     data_range: float,
     window: Literal["uniform", "gaussian"] = "uniform",
     ndim: Literal[2, 3] = 2,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Mean SSIM of two volumes, never above 1; computed in float64.
+    """Mean SSIM of two volumes, never above 1.
 
     Args:
         reference: Volume [Z, Y, X], any real dtype.
-        test: Volume of the same shape.
+        test: Volume of the same shape on the same device.
         data_range: L of the constants C1 = (0.01 L)^2 and C2 = (0.03 L)^2.
         window: "uniform" (7 wide, sample covariance) or "gaussian" (11 wide, sigma 1.5).
         ndim: 2 for a window in each slice, 3 for a cubic window. Only windows that lie fully inside
             count.
+        scale: Both volumes are mapped by `v*scale + offset` first, as in `evaluate_sums`.
+        offset: See `scale`.
+        clip: Limits (low, high) to clip to after the map.
 
     Returns:
         float64 [Z] for `ndim=2`, a float64 scalar for `ndim=3`. Not differentiable.
 
     Raises:
-        ValueError: if shapes differ, the volume is smaller than the window, or an option is
-        unknown.
+        ValueError: if shapes or devices differ, the volume is smaller than the window, or an
+            option is unknown or out of range.
+        TypeError: if a volume is complex or boolean.
 
     Source: Wang et al. 2004, IEEE TIP 13(4), equation 13; scikit-image's `structural_similarity`.
     """
     if reference.ndim != 3 or test.shape != reference.shape:
         got = f"{list(reference.shape)} and {list(test.shape)}"
         raise ValueError(f"reference, test: expected two volumes [Z, Y, X] of one shape, got {got}")
+    if test.device != reference.device:
+        expected = f"a volume on {reference.device}, like the reference"
+        raise ValueError(f"test: expected {expected}, got one on {test.device}")
+    for name, volume in (("reference", reference), ("test", test)):
+        if volume.dtype == torch.bool or volume.dtype.is_complex:
+            raise TypeError(f"{name}: expected a real dtype, got {volume.dtype}")
     if window not in ("uniform", "gaussian"):
         raise ValueError(f"window: expected 'uniform' or 'gaussian', got {window!r}")
     if ndim not in (2, 3):
         raise ValueError(f"ndim: expected 2 or 3, got {ndim!r}")
     if not (math.isfinite(data_range) and data_range > 0.0):
         raise ValueError(f"data_range: expected a positive number, got {data_range!r}")
+    for name, value in (("scale", scale), ("offset", offset)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if clip is not None and not (len(clip) == 2 and clip[0] <= clip[1]):
+        raise ValueError(f"clip: expected limits (low, high), low <= high, got {clip!r}")
     size = window_size(window)
     if min(reference.shape[3 - ndim :]) < size or reference.shape[0] == 0:
         expected = f"at least {size} voxels along the last {ndim} axes for the {window} window"
         raise ValueError(f"reference: expected {expected}, got shape {list(reference.shape)}")
-    return _windowed_ssim(reference, test, data_range, window, ndim)
+    bounds = [float(limit) for limit in clip or ()]
+    return _windowed_ssim(reference, test, data_range, window, ndim, scale, offset, bounds)
 
 
 @torch.library.custom_op("microdiffusion_fast::windowed_ssim", mutates_args=())
 def _windowed_ssim(
-    reference: Tensor, test: Tensor, data_range: float, window: str, ndim: int
+    reference: Tensor,
+    test: Tensor,
+    data_range: float,
+    window: str,
+    ndim: int,
+    scale: float,
+    offset: float,
+    clip: Sequence[float],
 ) -> Tensor:
+    # A list of floats, empty for None: operator schemas have no pairs.
     similarity = _reference.ssim_slices if ndim == 2 else _reference.ssim_volume
-    return similarity(reference, test, data_range, window)
+    return similarity(reference, test, data_range, window, scale, offset, clip or None)
 
 
 @_windowed_ssim.register_fake
-def _fake(reference: Tensor, test: Tensor, data_range: float, window: str, ndim: int) -> Tensor:
+def _fake(
+    reference: Tensor,
+    test: Tensor,
+    data_range: float,
+    window: str,
+    ndim: int,
+    scale: float,
+    offset: float,
+    clip: Sequence[float],
+) -> Tensor:
     shape = (reference.shape[0],) if ndim == 2 else ()
     return reference.new_empty(shape, dtype=torch.float64)

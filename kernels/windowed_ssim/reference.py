@@ -30,6 +30,14 @@ def covariance_norm(window: str, ndim: int) -> float:
     return n / (n - 1) if window == "uniform" else 1.0
 
 
+def mapped(values: Tensor, scale: float, offset: float, clip: Sequence[float] | None) -> Tensor:
+    """`values * scale + offset` in float64, then clipped."""
+    result = values.to(torch.float64)
+    if scale != 1.0 or offset != 0.0:
+        result = result * scale + offset
+    return result.clamp(clip[0], clip[1]) if clip else result
+
+
 def _slide(values: Tensor, taps: Sequence[float], dim: int) -> Tensor:
     """Weighted sums of `len(taps)` neighbours along `dim`; only windows that lie fully inside."""
     length = values.shape[dim] - len(taps) + 1
@@ -63,7 +71,15 @@ def _ssim_map(moments: Tensor, shift: Tensor, norm: float, data_range: float) ->
     return (top / bottom).clamp_(max=1.0)
 
 
-def ssim_slices(reference: Tensor, test: Tensor, data_range: float, window: str) -> Tensor:
+def ssim_slices(
+    reference: Tensor,
+    test: Tensor,
+    data_range: float,
+    window: str,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    clip: Sequence[float] | None = None,
+) -> Tensor:
     """Mean SSIM of every slice with a 2D window. [Z, Y, X] -> float64 [Z].
 
     Source: Wang et al. 2004, equation 13; borders cropped as scikit-image does.
@@ -71,27 +87,34 @@ def ssim_slices(reference: Tensor, test: Tensor, data_range: float, window: str)
     taps, norm = window_taps(window), covariance_norm(window, 2)
     means = []
     for x, y in zip(reference, test, strict=True):
-        x, y = x.to(torch.float64), y.to(torch.float64)
+        x, y = mapped(x, scale, offset, clip), mapped(y, scale, offset, clip)
         shift = x.mean()
         moments = _plane_moments(x - shift, y - shift, taps)
         means.append(_ssim_map(moments, shift, norm, data_range).mean())
     return torch.stack(means)
 
 
-def ssim_volume(reference: Tensor, test: Tensor, data_range: float, window: str) -> Tensor:
+def ssim_volume(
+    reference: Tensor,
+    test: Tensor,
+    data_range: float,
+    window: str,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    clip: Sequence[float] | None = None,
+) -> Tensor:
     """Mean SSIM with a 3D window. [Z, Y, X] -> float64 scalar.
 
     Marches along z with the in-plane moments of one window's depth: no workspace the size of the
     volume.
     """
     taps, norm = window_taps(window), covariance_norm(window, 3)
-    shift = torch.stack([plane.to(torch.float64).mean() for plane in reference]).mean()
+    shift = torch.stack([mapped(x, scale, offset, clip).mean() for x in reference]).mean()
     recent: deque[Tensor] = deque(maxlen=len(taps))
     means = []
     for x, y in zip(reference, test, strict=True):
-        recent.append(
-            _plane_moments(x.to(torch.float64) - shift, y.to(torch.float64) - shift, taps)
-        )
+        x, y = mapped(x, scale, offset, clip) - shift, mapped(y, scale, offset, clip) - shift
+        recent.append(_plane_moments(x, y, taps))
         if len(recent) == len(taps):
             moments = recent[0] * taps[0]
             for plane, tap in zip(list(recent)[1:], taps[1:], strict=True):

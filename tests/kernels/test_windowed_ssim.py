@@ -80,12 +80,26 @@ def test_dtypes_are_read_natively(dtype: torch.dtype) -> None:
     assert torch.equal(got, windowed_ssim(x.double(), y.double(), data_range=255))
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("window", ["uniform", "gaussian"])
+@pytest.mark.parametrize("clip", [None, (20.0, 90.0)])
+def test_the_map_is_applied_on_load(
+    window: Window, ndim: Literal[2, 3], clip: tuple[float, float] | None
+) -> None:
+    x, y = pair((11, 12, 13))
+    options: dict[str, Any] = {"data_range": 80.0, "window": window, "ndim": ndim}
+    got = windowed_ssim(x, y, scale=0.25, offset=9.0, clip=clip, **options)
+    mapped = [v * 0.25 + 9.0 if clip is None else (v * 0.25 + 9.0).clamp(*clip) for v in (x, y)]
+    torch.testing.assert_close(got, windowed_ssim(*mapped, **options), rtol=0, atol=1e-12)
+
+
 def test_opcheck() -> None:
     x, y = pair((11, 12, 13))
     operator = torch.ops.microdiffusion_fast.windowed_ssim.default
     for window in OPTIONS:
         for ndim in (2, 3):
-            torch.library.opcheck(operator, (x.float(), y.float(), 255.0, window, ndim))
+            options = (255.0, window, ndim, 2.0, 1.0, [0.0, 200.0])
+            torch.library.opcheck(operator, (x.float(), y.float(), *options))
 
 
 def test_errors() -> None:
@@ -102,5 +116,13 @@ def test_errors() -> None:
         windowed_ssim(x, x, data_range=0.0)
     with pytest.raises(ValueError, match="window: expected"):
         windowed_ssim(x, x, data_range=1.0, window="hann")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="clip: expected limits"):
+        windowed_ssim(x, x, data_range=1.0, clip=(1.0, 0.0))
+    with pytest.raises(ValueError, match="scale: expected a finite number"):
+        windowed_ssim(x, x, data_range=1.0, scale=float("inf"))
+    with pytest.raises(ValueError, match="test: expected a volume on cpu"):
+        windowed_ssim(x, x.to("meta"), data_range=1.0)
+    with pytest.raises(TypeError, match="test: expected a real dtype"):
+        windowed_ssim(x, x > 0, data_range=1.0)
     with pytest.raises(ValueError, match="ndim: expected"):
         windowed_ssim(x, x, data_range=1.0, ndim=1)  # type: ignore[arg-type]
