@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import _backend
 from . import reference as _reference
 
 __all__ = ["window_size", "windowed_ssim"]
@@ -110,3 +111,47 @@ def _fake(
 ) -> Tensor:
     shape = (reference.shape[0],) if ndim == 2 else ()
     return reference.new_empty(shape, dtype=torch.float64)
+
+
+if _backend.native is not None:
+    _native_ssim = _backend.native.windowed_ssim
+    _NATIVE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.uint16)
+
+    @_windowed_ssim.register_kernel("cpu")
+    def _native(
+        reference: Tensor,
+        test: Tensor,
+        data_range: float,
+        window: str,
+        ndim: int,
+        scale: float,
+        offset: float,
+        clip: Sequence[float],
+    ) -> Tensor:
+        if reference.dtype not in _NATIVE_TYPES or test.dtype not in _NATIVE_TYPES:
+            # The op itself would come back here: the reference is what it has for other devices.
+            similarity = _reference.ssim_slices if ndim == 2 else _reference.ssim_volume
+            return similarity(reference, test, data_range, window, scale, offset, clip or None)
+        x, y = (v.detach() if v.stride(2) == 1 else v.contiguous() for v in (reference, test))
+        taps = _reference.window_taps(window)
+        size = len(taps)
+        planes, height, width = (n - size + 1 for n in reference.shape)
+        sums = torch.empty(reference.shape[0] if ndim == 2 else planes, dtype=torch.float64)
+        constants = _reference.constants(data_range, window, ndim)
+        _native_ssim(
+            sums,
+            x,
+            y,
+            window == "gaussian",
+            ndim == 3,
+            (taps + [0.0] * 11)[:11],
+            constants,
+            (scale, offset, *(clip or (-math.inf, math.inf))),
+            # torch's own thread count: its settings are the user's, ours would be a second set.
+            torch.get_num_threads(),
+        )
+        if ndim == 2:
+            return sums / (height * width)
+        # Exactly rounded: no order of additions to depend on.
+        mean = math.fsum(sums.tolist()) / (planes * height * width)
+        return torch.tensor(mean, dtype=torch.float64)

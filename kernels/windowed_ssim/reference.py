@@ -30,6 +30,11 @@ def covariance_norm(window: str, ndim: int) -> float:
     return n / (n - 1) if window == "uniform" else 1.0
 
 
+def constants(data_range: float, window: str, ndim: int) -> tuple[float, float, float]:
+    """C1, C2 and the covariance norm."""
+    return (K1 * data_range) ** 2, (K2 * data_range) ** 2, covariance_norm(window, ndim)
+
+
 def mapped(values: Tensor, scale: float, offset: float, clip: Sequence[float] | None) -> Tensor:
     """`values * scale + offset` in float64, then clipped."""
     result = values.to(torch.float64)
