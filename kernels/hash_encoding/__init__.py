@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _backend
 from . import reference
-from .grid import hash_encoding_grid
+from .geometry import arguments, levels_of, spec_of
+from .grid import hash_encoding_grid, hash_encoding_projection, is_native
 from .reference import HashGridSpec
 
-__all__ = ["HashGridSpec", "hash_encoding", "hash_encoding_grid"]
+__all__ = [
+    "HashGridSpec",
+    "hash_encoding",
+    "hash_encoding_grid",
+    "hash_encoding_projection",
+]
 
 
 def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
@@ -25,10 +32,11 @@ def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tenso
 
     Returns:
         [N, L*F] in the dtype of the table, level by level. Differentiable once in both arguments;
-        on a CPU the backward pass gives the same bits each run.
+        the backward pass gives the same bits each run.
 
     Raises:
-        ValueError: if a shape does not fit the spec. TypeError: for other dtypes.
+        ValueError: if a shape does not fit the spec, or the devices differ. TypeError: for other
+        dtypes.
 
     Source: Mueller et al. 2022, ACM TOG 41(4), section 3.
     """
@@ -41,18 +49,10 @@ def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tenso
     if tuple(table.shape) not in ((spec.n_params,), (spec.n_entries, spec.n_features)):
         expected = f"shape [{spec.n_params}] or [{spec.n_entries}, {spec.n_features}]"
         raise ValueError(f"table: expected {expected}, got {list(table.shape)}")
+    if table.device != positions.device:
+        raise ValueError(f"table: expected device {positions.device}, got {table.device}")
     rows = table.reshape(spec.n_entries, spec.n_features)
-    return _encode(positions, rows, *_arguments(spec))
-
-
-def _arguments(spec: HashGridSpec) -> tuple[int, int, int, int, float]:
-    return (
-        spec.n_levels,
-        spec.n_features,
-        spec.log2_hashmap_size,
-        spec.base_resolution,
-        spec.per_level_scale,
-    )
+    return _encode(positions, rows, *arguments(spec))
 
 
 @torch.library.custom_op("microdiffusion_fast::hash_encoding", mutates_args=())
@@ -65,7 +65,7 @@ def _encode(
     base_resolution: int,
     per_level_scale: float,
 ) -> Tensor:
-    spec = HashGridSpec(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
+    spec = spec_of(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
     return reference.encode(positions, table, spec)
 
 
@@ -81,7 +81,7 @@ def _encode_backward(
     per_level_scale: float,
     want_positions: bool,
 ) -> tuple[Tensor, Tensor]:
-    spec = HashGridSpec(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
+    spec = spec_of(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
     return reference.encode_backward(grad, positions, table, spec, want_positions=want_positions)
 
 
@@ -97,7 +97,60 @@ def _encode_backward_fake(
     grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     rows = positions.shape[0] if rest[-1] else 0
-    return torch.empty_like(table), positions.new_empty((rows, 3))
+    return table.new_empty(table.shape), positions.new_empty((rows, 3))
+
+
+if _backend.native is not None:
+    _native = _backend.native
+
+    @_encode.register_kernel("cpu")
+    def _native_encode(positions: Tensor, table: Tensor, *numbers: Any) -> Tensor:
+        spec = spec_of(*numbers)
+        if not is_native(spec, table, positions):
+            return reference.encode(positions, table, spec)
+        out = table.new_empty((positions.shape[0], spec.n_outputs))
+        inputs = (positions.detach().contiguous(), table.detach().contiguous())
+        _native.hash_points(out, *inputs, levels_of(spec), torch.get_num_threads())
+        return out
+
+    @_encode_backward.register_kernel("cpu")
+    def _native_encode_backward(
+        grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        spec, want_positions = spec_of(*rest[:-1]), rest[-1]
+        if not is_native(spec, table, positions):
+            return reference.encode_backward(
+                grad, positions, table, spec, want_positions=want_positions
+            )
+        levels, threads = levels_of(spec), torch.get_num_threads()
+        grad, positions = grad.detach().contiguous(), positions.detach().contiguous()
+        grad_table = torch.zeros(table.shape)
+        _native.hash_points_backward_table(grad_table, grad, positions, levels, threads)
+        grad_positions = torch.empty((positions.shape[0] if want_positions else 0, 3))
+        if want_positions:
+            rows = table.detach().contiguous()
+            _native.hash_points_backward_positions(
+                grad_positions, grad, positions, rows, levels, threads
+            )
+        return grad_table, grad_positions
+
+
+if _backend.triton_missing is None:
+
+    @_encode.register_kernel("cuda")
+    def _triton_encode(positions: Tensor, table: Tensor, *numbers: Any) -> Tensor:
+        from .triton_kernel import encode_triton
+
+        return encode_triton(positions, table, spec_of(*numbers))
+
+    @_encode_backward.register_kernel("cuda")
+    def _triton_encode_backward(
+        grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        from .triton_kernel import encode_backward_triton
+
+        spec = spec_of(*rest[:-1])
+        return encode_backward_triton(grad, positions, table, spec, want_positions=rest[-1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

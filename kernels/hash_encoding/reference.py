@@ -8,7 +8,7 @@ interpolation, hash "CoherentPrime").
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -201,3 +201,93 @@ def encode_backward(
                 for d, others in enumerate((wy * wz, wx * wz, wx * wy)):
                     grad_positions[:, d] += inner * others * (scale if bits[d] else -scale)
     return columns.T.to(table.dtype).contiguous(), grad_positions.to(positions.dtype)
+
+
+def encode_grid(
+    axes: Sequence[Tensor],
+    table: Tensor,
+    spec: HashGridSpec,
+    weights: Sequence[float],
+    stride: int,
+    start: int,
+    count: int,
+) -> Tensor:
+    """Axial projection of the encodings of a voxel grid, [K, Y, X, L*F].
+
+    Each lattice vertex is looked up once, then interpolated along x, y and z in turn. Weights
+    [1.0] and stride 1 give the encodings themselves.
+    """
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    levels = []
+    for level in range(spec.n_levels):
+        rows = table[spec.offsets[level] : spec.offsets[level + 1]]
+        index, cells = _lattice(axes, spec, level)
+        features = rows[index].to(dtype)
+        # innermost axis first: the array grows to its full size only in the last interpolation
+        for dim in (2, 1, 0):
+            lower, fraction = cells[dim]
+            below, above = (features.index_select(dim, lower + upper) for upper in (0, 1))
+            features = torch.lerp(below, above, _along(fraction.to(dtype), dim))
+        levels.append(features)
+    volume = torch.cat(levels, -1)
+    out = volume.new_zeros((count, *volume.shape[1:]))
+    for i, weight in enumerate(weights):
+        out.add_(volume[_tap(start + i, stride, count)], alpha=weight)
+    return out.to(table.dtype)
+
+
+def encode_grid_backward(
+    grad: Tensor,
+    axes: Sequence[Tensor],
+    spec: HashGridSpec,
+    weights: Sequence[float],
+    stride: int,
+    start: int,
+) -> Tensor:
+    """The transpose of `encode_grid`, step by step: [K, Y, X, L*F] -> [n_entries, F]."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    volume = torch.zeros((len(axes[0]), *grad.shape[1:]), dtype=dtype, device=grad.device)
+    for i, weight in enumerate(weights):
+        volume[_tap(start + i, stride, grad.shape[0])].add_(grad, alpha=weight)
+    tables = []
+    for level in range(spec.n_levels):
+        index, cells = _lattice(axes, spec, level)
+        features = volume[..., level * spec.n_features : (level + 1) * spec.n_features]
+        for dim in (0, 1, 2):
+            lower, fraction = cells[dim]
+            weight = _along(fraction.to(dtype), dim)
+            shape = [*features.shape]
+            shape[dim] = index.shape[dim]
+            vertices = features.new_zeros(shape)
+            vertices.index_add_(dim, lower, features * (1.0 - weight))
+            features = vertices.index_add_(dim, lower + 1, features * weight)
+        rows = features.new_zeros((spec.level_size(level), spec.n_features))
+        tables.append(rows.index_add_(0, index.flatten(), features.flatten(0, 2)))
+    return torch.cat(tables).to(grad.dtype)
+
+
+def _lattice(
+    axes: Sequence[Tensor], spec: HashGridSpec, level: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Rows [z, y, x] of the vertices that a grid touches; lower vertex in it and fraction, by axis.
+
+    Only the span of the cells is looked at, so the axes have to ascend.
+    """
+    cells, spans = [], []
+    for axis in axes:
+        lower, fraction = cell(axis, spec.scale(level))
+        spans.append(torch.arange(int(lower[0]), int(lower[-1]) + 2, device=axis.device))
+        cells.append((lower - lower[0], fraction))
+    z, y, x = spans
+    vertices = torch.broadcast_tensors(x[None, None, :], y[None, :, None], z[:, None, None])
+    return grid_index(torch.stack(vertices, -1), level, spec), cells
+
+
+def _along(vector: Tensor, dim: int) -> Tensor:
+    """A vector that broadcasts along dimension `dim` of four."""
+    return vector.view([-1 if d == dim else 1 for d in range(4)])
+
+
+def _tap(first: int, stride: int, count: int) -> slice:
+    """The slices that one weight of every window takes."""
+    return slice(first, first + (count - 1) * stride + 1, stride)
