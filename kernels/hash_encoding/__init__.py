@@ -139,7 +139,7 @@ if _backend.triton_missing is None:
 
     @_encode.register_kernel("cuda")
     def _triton_encode(positions: Tensor, table: Tensor, *numbers: Any) -> Tensor:
-        from .triton_kernel import encode_triton
+        from .launch import encode_triton
 
         return encode_triton(positions, table, spec_of(*numbers))
 
@@ -147,7 +147,7 @@ if _backend.triton_missing is None:
     def _triton_encode_backward(
         grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        from .triton_kernel import encode_backward_triton
+        from .launch import encode_backward_triton
 
         spec = spec_of(*rest[:-1])
         return encode_backward_triton(grad, positions, table, spec, want_positions=rest[-1])

@@ -205,7 +205,7 @@ if _backend.triton_missing is None:
 
     @_encode.register_kernel("cuda")
     def _triton_encode(z: Tensor, y: Tensor, x: Tensor, table: Tensor, *geometry: Any) -> Tensor:
-        from .triton_kernel import encode_grid_triton
+        from .launch import encode_grid_triton
 
         return encode_grid_triton((z, y, x), table, spec_of(*geometry[:5]), *geometry[5:])
 
@@ -213,7 +213,7 @@ if _backend.triton_missing is None:
     def _triton_encode_backward(
         grad: Tensor, z: Tensor, y: Tensor, x: Tensor, *geometry: Any
     ) -> Tensor:
-        from .triton_kernel import encode_grid_backward_triton
+        from .launch import encode_grid_backward_triton
 
         spec = spec_of(*geometry[:5])
         return encode_grid_backward_triton(grad, (z, y, x), spec, *geometry[5:8])

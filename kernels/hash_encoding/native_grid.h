@@ -166,9 +166,8 @@ void along_x(const float *table, const Lattice &lattice, int slot_y, Scratch &sc
     const int64_t n = static_cast<int64_t>(lattice.x.slot.size());
     for (int64_t i = 0; i < n; ++i) {
         const float *lower = entries + static_cast<int64_t>(slot[i]) * F, *upper = lower + F;
-        const float w = fraction[i], v = 1.0f - w;
         float value[F];
-        for (int f = 0; f < F; ++f) value[f] = lower[f] * v + upper[f] * w;
+        for (int f = 0; f < F; ++f) value[f] = lower[f] + (upper[f] - lower[f]) * fraction[i];
         std::memcpy(out + i * F, value, sizeof value);
     }
 }
@@ -191,8 +190,8 @@ void for_rows(const float *table, const Lattice &lattice, int slot_z, const Item
         }
         const float *lower = scratch.ring[slot & 1].data(),
                     *upper = scratch.ring[(slot + 1) & 1].data();
-        const float w = lattice.y.fraction[y], v = 1.0f - w;
-        for (int64_t i = 0; i < length; ++i) row[i] = lower[i] * v + upper[i] * w;
+        const float w = lattice.y.fraction[y];
+        for (int64_t i = 0; i < length; ++i) row[i] = lower[i] + (upper[i] - lower[i]) * w;
         use(y, row);
     }
 }
