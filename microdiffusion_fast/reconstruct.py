@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,12 @@ from torch import Tensor
 from .adaptation import AdaptOptions, adapt
 from .denoiser import load_denoiser
 from .errors import InputError
+from .estimate import mean_and_deviation, run_chains
 from .forward_model import AxialProjection
 from .inference import StackDenoiser, from_network, to_network
 from .inr import INROptions, estimate_noise, fit_inr
 from .progress import Progress, ProgressCallback
 from .projections import Projections
-from .sampler import sample
 from .schedule import SamplingPlan, make_plan
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
@@ -96,6 +96,7 @@ def reconstruct(
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 8,
+    cuda_graph: bool = True,
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> Reconstruction:
@@ -133,6 +134,8 @@ def reconstruct(
         seed: of everything random; the same seed and settings give the same bits.
         device: where the sampling runs; None stays where the projections are.
         batch_size: slices per network call; changes memory and time only.
+        cuda_graph: on a CUDA device, run the steps of two or more samples as one captured graph;
+            changes time only.
         progress: show bars.
         callback: called with a `ProgressEvent` after every unit of work; returning False cancels.
 
@@ -232,21 +235,23 @@ def reconstruct(
         total = (MEAN_STEPS if mean_plan else 0) + chains * len(chain)
         with Progress("sample", total, enabled=progress, callback=callback) as bar:
 
-            def draw(plan: SamplingPlan, stream: int) -> Tensor:
-                return sample(
+            def draw(plan: SamplingPlan, count: int) -> tuple[Tensor | None, Tensor | None]:
+                runs = run_chains(
                     denoise,
                     to_network(rendered),
                     plan,
                     operator=operator,
                     projections=to_network(images),
+                    count=count,
                     seed=seed,
-                    stream=stream,
-                    callback=lambda step, x: bar.advance(1),
+                    cuda_graph=cuda_graph,
+                    advance=bar.advance,
                 )
+                return mean_and_deviation(runs)
 
-            volume, deviation = _average(draw(chain, stream) for stream in range(chains))
+            volume, deviation = draw(chain, chains)
             if mean_plan is not None:
-                volume = draw(mean_plan, 0)
+                volume, _ = draw(mean_plan, 1)
         assert volume is not None
 
     timings["total"] = time.perf_counter() - begun
@@ -287,20 +292,6 @@ def reconstruct(
             **adapted.evidence,
         },
     )
-
-
-def _average(samples: Iterable[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Mean of samples and, from two on, their standard deviation (Welford: no copies are kept)."""
-    mean: Tensor | None = None
-    squares, count = torch.zeros(()), 0
-    for count, drawn in enumerate(samples, start=1):
-        if mean is None:
-            mean, squares = drawn.clone(), torch.zeros_like(drawn)
-            continue
-        change = drawn - mean
-        mean += change / count
-        squares += change * (drawn - mean)
-    return mean, (squares / (count - 1)).sqrt() if count > 1 else None
 
 
 def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:

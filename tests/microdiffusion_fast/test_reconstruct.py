@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import microdiffusion_fast as mdf
-from microdiffusion_fast import metrics
+from microdiffusion_fast import estimate, metrics
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
@@ -229,15 +229,19 @@ def test_samples_give_their_mean_and_spread(quick: Run, stack: Projections) -> N
 def test_the_uncertainty_is_the_standard_deviation(
     quick: Run, stack: Projections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["microdiffusion_fast.reconstruct"]
-    original = module.sample  # type: ignore[attr-defined]
+    original = estimate.mean_and_deviation
     drawn: list[torch.Tensor] = []
 
-    def recorded(*args: Any, **kwargs: Any) -> torch.Tensor:
-        drawn.append(original(*args, **kwargs).clone())
-        return drawn[-1].clone()
+    def recorded(samples: Iterable[torch.Tensor]) -> Any:
+        def kept() -> Iterator[torch.Tensor]:
+            for sample in samples:
+                drawn.append(sample.clone())
+                yield sample
 
-    monkeypatch.setattr(module, "sample", recorded)
+        return original(kept())
+
+    module = sys.modules["microdiffusion_fast.reconstruct"]
+    monkeypatch.setattr(module, "mean_and_deviation", recorded)
     result = quick(stack, samples=4, steps=4, sampler="ddpm", gamma=0.0)
     low, high = stack.intensity_range()
     samples = ((torch.stack(drawn).double() + 1) / 2 * (high - low) + low).numpy()

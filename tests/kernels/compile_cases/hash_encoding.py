@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from case import Case
+
 from microdiffusion_fast.kernels.hash_encoding import triton_kernel as kernels
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
