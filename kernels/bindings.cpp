@@ -27,6 +27,8 @@ NB_MODULE(_native, m) {
     m.def("use_isa", &mdf::use_isa, nb::arg("name"),
           "Choose the instruction set, for tests and benchmarks: all give the same bits.");
 
+    m.attr("kernels") = nb::make_tuple("axial_projection", "blended_step", "counter_noise",
+                                       "hash_encoding", "volume_metrics", "windowed_ssim");
     bind_axial_projection(m);
     bind_blended_step(m);
     bind_counter_noise(m);

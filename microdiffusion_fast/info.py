@@ -91,7 +91,8 @@ def info_lines(info: dict[str, Any]) -> list[str]:
     lines += [f"{'CUDA':<20} {', '.join(cuda['devices']) or 'not used: ' + cuda['reason']}"]
     lines += ["", "backends"]
     for name, state in info["backends"].items():
-        lines.append(f"  {name:<18} {'available' if state['available'] else state['reason']}")
+        found = f"available, {state['isa']}" if "isa" in state else "available"
+        lines.append(f"  {name:<18} {found if state['available'] else state['reason']}")
     lines += ["", "kernels"]
     for name, used in info["ops"].items():
         lines.append(f"  {name:<18} " + ", ".join(f"{d}: {backend}" for d, backend in used.items()))
@@ -141,7 +142,10 @@ def _state(reason: str | None) -> dict[str, Any]:
 def _native() -> dict[str, Any]:
     from microdiffusion_fast.kernels import _backend
 
-    return _state(_backend.native_missing)
+    state = _state(_backend.native_missing)
+    if _backend.native is not None:
+        state["isa"] = _backend.native.isa()
+    return state
 
 
 def _triton() -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _ops() -> dict[str, dict[str, str]]:
     result: dict[str, dict[str, str]] = {}
     for name in _kernels():
         compiled = {
-            "cpu": "native" if native is not None and hasattr(native, name) else None,
+            "cpu": "native" if native is not None and name in native.kernels else None,
             "cuda": "triton" if triton and _triton_kernel(name) else None,
         }
         result[name] = {
