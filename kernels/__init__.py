@@ -2,19 +2,19 @@
 
 | stem | what it fuses | bytes per voxel | reference | Triton | native | test | bench |
 |---|---|---|---|---|---|---|---|
-| axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride | yes | - | - | yes | - |
-| blended_step | all between two network calls, blend included | 16 | yes | - | - | yes | - |
-| counter_noise | Philox4x32-10, Box-Muller on all four words | 4 | yes | - | yes | yes | - |
-| hash_encoding | index, gather, interpolate all levels | 12 + 4 L F | yes | - | - | yes | - |
-| hash_encoding (grid) | one look-up per vertex, then axis by axis | 4 L F | yes | - | - | yes | - |
-| volume_metrics | sums, squared error, extrema, two histograms | 8 | yes | - | - | yes | - |
-| windowed_ssim | five window means, the SSIM map, its mean | 8 | yes | - | - | yes | - |
+| axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride | yes | yes | yes | yes | yes |
+| blended_step | all between two network calls, blend included | 16 | yes | yes | yes | yes | yes |
+| counter_noise | Philox4x32-10, Box-Muller on all four words | 4 | yes | yes | yes | yes | yes |
+| hash_encoding | index, gather, interpolate all levels | 12 + 4 L F | yes | yes | yes | yes | yes |
+| hash_encoding (grid) | one look-up per vertex, then axis by axis | 4 L F | yes | yes | yes | yes | yes |
+| volume_metrics | sums, squared error, extrema, two histograms | 8 | yes | yes | yes | yes | yes |
+| windowed_ssim | window means, the SSIM map, its mean | 8 | yes | yes | yes | yes | yes |
 
 Bytes per voxel: what one fused float32 pass has to move at least (blended_step: three volumes in,
 one out, 4 more for guidance, 8 for a multistep sampler, 4/stride for consistency; hash_encoding:
-positions and features of L levels of F features, its table comes on top). The references, which
-serve every device that has no kernel of its own, move more. `_backend` knows whether the native
-module is there.
+positions and features of L levels of F features, its table comes on top). Triton serves CUDA
+devices, native a CPU; the references, which serve every device and dtype that has no kernel of its
+own, move more. `_backend` knows which of the two are there, and `microdiffusion-fast info` says so.
 
 The name of an op here is the function, `microdiffusion_fast.kernels.<stem>`; what else belongs to a
 kernel is imported from its folder: `from microdiffusion_fast.kernels.<stem> import ...`.
@@ -23,8 +23,13 @@ kernel is imported from its folder: `from microdiffusion_fast.kernels.<stem> imp
 from .axial_projection import axial_backprojection, axial_projection, axial_pseudo_inverse
 from .blended_step import blended_step
 from .counter_noise import counter_noise
-from .hash_encoding import HashGridSpec, hash_encoding, hash_encoding_grid
-from .volume_metrics import VolumeSums, evaluate_sums
+from .hash_encoding import (
+    HashGridSpec,
+    hash_encoding,
+    hash_encoding_grid,
+    hash_encoding_projection,
+)
+from .volume_metrics import VolumeSums, evaluate_sums, overlap_counts
 from .windowed_ssim import windowed_ssim
 
 __all__ = [
@@ -38,5 +43,7 @@ __all__ = [
     "evaluate_sums",
     "hash_encoding",
     "hash_encoding_grid",
+    "hash_encoding_projection",
+    "overlap_counts",
     "windowed_ssim",
 ]
