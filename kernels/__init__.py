@@ -1,14 +1,17 @@
 """The kernels: `torch.library` ops over plain tensors, for this package and for other pipelines.
 
-| stem | what it fuses | bytes per voxel | reference | Triton | native | test | bench |
-|---|---|---|---|---|---|---|---|
-| axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride | yes | yes | yes | yes | yes |
-| blended_step | all between two network calls, blend included | 16 | yes | yes | yes | yes | yes |
-| counter_noise | Philox4x32-10, Box-Muller on all four words | 4 | yes | yes | yes | yes | yes |
-| hash_encoding | index, gather, interpolate all levels | 12 + 4 L F | yes | yes | yes | yes | yes |
-| hash_encoding (grid) | one look-up per vertex, then axis by axis | 4 L F | yes | yes | yes | yes | yes |
-| volume_metrics | sums, squared error, extrema, two histograms | 8 | yes | yes | yes | yes | yes |
-| windowed_ssim | window means, the SSIM map, its mean | 8 | yes | yes | yes | yes | yes |
+| stem | what it fuses | bytes per voxel |
+|---|---|---|
+| axial_projection | window means in z, their A^T and A^+ | 4 + 4/stride |
+| blended_step | all between two network calls, blend included | 16 |
+| counter_noise | Philox4x32-10, Box-Muller on all four words | 4 |
+| hash_encoding | index, gather, interpolate all levels | 12 + 4 L F |
+| hash_encoding (grid) | one look-up per vertex, then axis by axis | 4 L F |
+| volume_metrics | sums, squared error, extrema, two histograms | 8 |
+| windowed_ssim | window means, the SSIM map, its mean | 8 |
+
+Each has its op (`<stem>/__init__.py`), reference, Triton kernel, native kernel, tests
+(tests/kernels/test_<stem>*.py) and suite (bench/bench_<stem>.py).
 
 Bytes per voxel: what one fused float32 pass has to move at least (blended_step: three volumes in,
 one out, 4 more for guidance, 8 for a multistep sampler, 4/stride for consistency; hash_encoding:
