@@ -98,8 +98,9 @@ void finish(const double *rows, int64_t chunks, int64_t voxels, const Mapping &m
         out[1 + q] = finite ? total[q] : std::numeric_limits<double>::quiet_NaN();
     for (int q : {Moments::kLowX, Moments::kLowY}) {
         if (m.scale < 0.0) std::swap(total[q], total[q + 1]);
-        out[1 + q] = mapped(total[q], m);
-        out[2 + q] = mapped(total[q + 1], m);
+        // No negative zero: which zero was met first depends on the width of the vectors.
+        out[1 + q] = mapped(total[q], m) + 0.0;
+        out[2 + q] = mapped(total[q + 1], m) + 0.0;
     }
 }
 
