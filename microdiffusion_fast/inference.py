@@ -21,6 +21,8 @@ class StackDenoiser:
         axial_blur: what to tell the network, in slices.
         batch: slices per forward pass; the volume does not depend on it beyond rounding.
         guided: also give the unconditional prediction, without the features of the projections.
+        both_ways: average the predictions for the stack and for the stack turned upside down, where
+            the axial weights allow it; twice the work for about 0.1 dB.
 
     The prior that the network is *shown* is linear interpolation, which it was trained with; the
     INR acts through the blended state. Showing it the INR cost 0.6 dB (docs/defaults.md).
@@ -35,13 +37,21 @@ class StackDenoiser:
         axial_blur: float = 0.0,
         batch: int = 8,
         guided: bool = False,
+        both_ways: bool = False,
     ) -> None:
         spread = axial_spread(operator.weights)
         self.geometry = Geometry(operator.step_length, operator.stride, axial_blur, spread)
         self.denoiser, self.batch, self.guided = denoiser.eval(), batch, guided
         self.base = to_network(operator.interpolate(projections))
+        shown = to_network(projections)
+        symmetric = torch.allclose(operator.weights, operator.weights.flip(0), rtol=0, atol=1e-6)
+        # by direction along z: +1 as acquired, -1 upside down
+        self.features: dict[int, Tensor] = {}
         with torch.no_grad():
-            self.features = denoiser.encode(to_network(projections), self.geometry, batch=batch)
+            self.features[1] = denoiser.encode(shown, self.geometry, batch=batch)
+            if both_ways and symmetric:
+                turned = denoiser.encode(shown.flip(0), self.geometry, batch=batch)
+                self.features[-1] = turned.flip(0)
         slices = torch.arange(operator.depth, dtype=torch.float64)
         offsets = slices[:, None] - operator.centres[None, :]
         # beyond the outer windows nothing was measured and nothing trained: the last slice is kept
@@ -57,25 +67,28 @@ class StackDenoiser:
         conditional = self._denoise(x, level, self.features)
         if not self.guided:
             return conditional
-        return conditional, self._denoise(x, level, torch.zeros_like(self.features[:1]))
+        none = torch.zeros_like(self.features[1][:1])
+        return conditional, self._denoise(x, level, dict.fromkeys(self.features, none))
 
     @torch.no_grad()
-    def _denoise(self, x: Tensor, level: NoiseLevel, features: Tensor) -> Tensor:
+    def _denoise(self, x: Tensor, level: NoiseLevel, features: dict[int, Tensor]) -> Tensor:
         depth = len(x)
-        clean = torch.empty_like(x)
+        clean = torch.zeros_like(x)
         for index in torch.arange(depth, device=x.device).split(self.batch):
-            near = torch.stack([(index + d).clamp(0, depth - 1) for d in (-1, 0, 1)], dim=1)
-            window = self.window[index].clamp(max=len(features) - 1)
-            clean[index] = self.denoiser.denoise(
-                features[window],
-                x[near],
-                self.base[near],
-                self.base[index],
-                self.position[index],
-                self.geometry,
-                constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
-            )
-        return clean[self.repeat]
+            for direction, encoded in features.items():
+                near = [(index + d * direction).clamp(0, depth - 1) for d in (-1, 0, 1)]
+                slices = torch.stack(near, dim=1)
+                window = self.window[index].clamp(max=len(encoded) - 1)
+                clean[index] += self.denoiser.denoise(
+                    encoded[window],
+                    x[slices],
+                    self.base[slices],
+                    self.base[index],
+                    direction * self.position[index],
+                    self.geometry,
+                    constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
+                )
+        return clean[self.repeat] / len(features)
 
 
 def to_network(x: Tensor) -> Tensor:

@@ -231,6 +231,7 @@ def reconstruct(
             axial_blur=adapted.axial_blur,
             batch=batch_size,
             guided=guidance != 0,
+            both_ways=True,
         )
         total = (MEAN_STEPS if mean_plan else 0) + chains * len(chain)
         with Progress("sample", total, enabled=progress, callback=callback) as bar:

@@ -169,7 +169,7 @@ def test_guided_gives_a_pair() -> None:
     assert torch.equal(conditional, single)
     assert not torch.allclose(conditional, unconditional, atol=1e-3)
     # the unconditional branch is the network without the features, as dropout trained it
-    plain.features = torch.zeros_like(plain.features)
+    plain.features = {1: torch.zeros_like(plain.features[1])}
     without = plain(x, 0, LEVEL)
     assert isinstance(without, Tensor)
     torch.testing.assert_close(unconditional, without, rtol=0, atol=1e-6)
@@ -179,7 +179,7 @@ def test_no_gradients_are_kept() -> None:
     stack = bind(randomised(), AxialProjection(8, 4))
     result = stack(uniform(8, 8, 8), 0, LEVEL)
     assert isinstance(result, Tensor)
-    assert not result.requires_grad and not stack.features.requires_grad
+    assert not result.requires_grad and not stack.features[1].requires_grad
 
 
 def test_network_units() -> None:
@@ -205,3 +205,34 @@ def test_posterior_mean_is_reproducible_and_hears_of_the_blur() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # the user's own randomness is left alone
     softer = posterior_mean(denoiser, projections, operator, axial_blur=2.0)
     assert not torch.allclose(first, softer)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        pytest.param(AxialProjection(15, 3), id="disjoint"),
+        pytest.param(AxialProjection(14, 5, stride=3), id="overlapping"),
+        pytest.param(AxialProjection(15, 3, weights=[0.25, 0.5, 0.25]), id="bell"),
+    ],
+)
+def test_both_ways_of_a_turned_stack_are_those_of_the_stack(operator: AxialProjection) -> None:
+    """A volume upside down has its projections upside down; so has the estimate."""
+    denoiser = randomised()
+    images, state = uniform(operator.count, 8, 8), uniform(operator.depth, 8, 8, seed=2)
+    results = []
+    for turned in (False, True):
+        stack = images.flip(0) if turned else images
+        denoise = StackDenoiser(denoiser, stack, operator, both_ways=True)
+        result = denoise(state.flip(0) if turned else state, 0, LEVEL)
+        assert isinstance(result, Tensor)
+        results.append(result.flip(0) if turned else result)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+    once = StackDenoiser(denoiser, images, operator)(state, 0, LEVEL)
+    assert isinstance(once, Tensor) and (once - results[0]).abs().max() > 1e-3
+
+
+def test_skewed_weights_are_seen_one_way_only() -> None:
+    operator = AxialProjection(12, 3, weights=[0.6, 0.3, 0.1])
+    both, once = (bind(randomised(), operator, both_ways=way) for way in (True, False))
+    state = uniform(12, 8, 8)
+    assert torch.equal(both(state, 0, LEVEL), once(state, 0, LEVEL))  # type: ignore[arg-type]
