@@ -2,15 +2,15 @@
 // namespace of an instruction set; the loops are plain so that the compiler vectorises them.
 
 constexpr int kStatistics = 4;
+constexpr int kStride = 272;  // Doubles a row of scratch: the widest block and its halo.
 
 // Means of x, y, x^2 + y^2 and (x - y)^2 are all that SSIM needs, because 2 cov = var_x + var_y -
-// var(x - y), and the last of them does not cancel where the two volumes agree.
-struct Row {
-    double *statistic[kStatistics];
-};
+// var(x - y), and the last of them does not cancel where the two volumes agree. A `row` below is
+// four rows of scratch one after the other, a pair (`in`, `out`) two: x and y. Rows and pairs of
+// zeros stand for what has not entered a window yet.
 
-// Rows of scratch are whole vectors: no loop has a remainder, and what lies past n is never read as a
-// result.
+// Rows of scratch are whole vectors: no loop has a remainder, and what lies past n is never read as
+// a result.
 inline int whole(int n) { return (n + 7) & ~7; }
 
 struct Map {
@@ -35,9 +35,22 @@ struct BFloat16 {  // The upper half of a float.
     }
 };
 
+struct Span {
+    int64_t first, next;  // In elements; what is next is fetched ahead.
+    int n;
+};
+
 template <typename T>
-void convert(const void *data, int64_t first, int n, const Map &map, double shift, double *out) {
-    const T *in = static_cast<const T *>(data) + first;
+void convert(const void *data, const Span &span, const Map &map, double shift, double *out) {
+    const T *in = static_cast<const T *>(data) + span.first;
+    const int n = span.n;
+#ifdef __GNUC__
+    // A block's part of a plane is short and the next one lies far away: the hardware does not
+    // guess it, and a quarter of the time went into waiting. (Not in a function of its own: GCC
+    // takes calls that only prefetch for dead code.)
+    const T *next = static_cast<const T *>(data) + span.next;
+    for (int i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(next + i, 0, 2);
+#endif
     if (map.identity) {
         for (int i = 0; i < n; ++i) out[i] = static_cast<double>(in[i]) - shift;
         return;
@@ -45,59 +58,57 @@ void convert(const void *data, int64_t first, int n, const Map &map, double shif
     for (int i = 0; i < n; ++i) out[i] = mapped(static_cast<double>(in[i]), map) - shift;
 }
 
-// out = the mapped values first .. first + n - 1 of a volume, less `shift`.
-void load(const SsimVolume &volume, int64_t first, int n, const Map &map, double shift,
-          double *out) {
+// out = the mapped values of a span of a volume, less `shift`.
+void load(const SsimVolume &volume, const Span &span, const Map &map, double shift, double *out) {
     switch (volume.type) {
-        case SsimType::float32: return convert<float>(volume.data, first, n, map, shift, out);
-        case SsimType::float64: return convert<double>(volume.data, first, n, map, shift, out);
-        case SsimType::bfloat16: return convert<BFloat16>(volume.data, first, n, map, shift, out);
-        case SsimType::uint8: return convert<uint8_t>(volume.data, first, n, map, shift, out);
-        case SsimType::uint16: return convert<uint16_t>(volume.data, first, n, map, shift, out);
+        case SsimType::float32: return convert<float>(volume.data, span, map, shift, out);
+        case SsimType::float64: return convert<double>(volume.data, span, map, shift, out);
+        case SsimType::bfloat16: return convert<BFloat16>(volume.data, span, map, shift, out);
+        case SsimType::uint8: return convert<uint8_t>(volume.data, span, map, shift, out);
+        case SsimType::uint16: return convert<uint16_t>(volume.data, span, map, shift, out);
     }
 }
 
-// Per voxel terms of the four statistics: stored, or added to what is there.
-template <bool kAdd>
-void enter(const Row &row, int n, const double *__restrict x, const double *__restrict y) {
-    double *__restrict s0 = row.statistic[0], *__restrict s1 = row.statistic[1];
-    double *__restrict s2 = row.statistic[2], *__restrict s3 = row.statistic[3];
-    for (int i = 0; i < whole(n); ++i) {
-        const double d = x[i] - y[i];
-        s0[i] = kAdd ? s0[i] + x[i] : x[i];
-        s1[i] = kAdd ? s1[i] + y[i] : y[i];
-        s2[i] = kAdd ? s2[i] + (x[i] * x[i] + y[i] * y[i]) : x[i] * x[i] + y[i] * y[i];
-        s3[i] = kAdd ? s3[i] + d * d : d * d;
-    }
-}
-
-// The running sums take in a voxel (x, y) and let go of the one (p, q) that left the window.
-void slide(const Row &row, int n, const double *__restrict x, const double *__restrict y,
-           const double *__restrict p, const double *__restrict q) {
-    double *__restrict s0 = row.statistic[0], *__restrict s1 = row.statistic[1];
-    double *__restrict s2 = row.statistic[2], *__restrict s3 = row.statistic[3];
-    for (int i = 0; i < whole(n); ++i) {
-        const double d = x[i] - y[i], e = p[i] - q[i];
-        s0[i] += x[i] - p[i];
-        s1[i] += y[i] - q[i];
-        s2[i] += (x[i] * x[i] + y[i] * y[i]) - (p[i] * p[i] + q[i] * q[i]);
-        s3[i] += d * d - e * e;
-    }
-}
-
-// sum += in - out, the running sum over rows; `out` is null while the window fills.
-void slide(double *__restrict sum, int n, const double *__restrict in,
+// Running sums take in a pair of voxels and let go of the pair that left the window.
+void slide(double *__restrict row, int n, const double *__restrict in,
            const double *__restrict out) {
-    if (out == nullptr) {
-        for (int i = 0; i < whole(n); ++i) sum[i] += in[i];
-    } else {
-        for (int i = 0; i < whole(n); ++i) sum[i] += in[i] - out[i];
+    for (int i = 0; i < whole(n); ++i) {
+        const double x = in[i], y = in[i + kStride], p = out[i], q = out[i + kStride];
+        row[i] += x - p;
+        row[i + kStride] += y - q;
+        row[i + 2 * kStride] += (x * x + y * y) - (p * p + q * q);
+        row[i + 3 * kStride] += (x - y) * (x - y) - (p - q) * (p - q);
     }
 }
 
-void sum7(const double *__restrict in, int n, double *__restrict out) {
+// The same, and sums over rows take in the row and let go of the row `old`, in one pass.
+void slide(double *__restrict row, int n, const double *__restrict in, const double *__restrict out,
+           double *__restrict down, const double *__restrict old) {
     for (int i = 0; i < whole(n); ++i) {
-        out[i] = ((in[i] + in[i + 1]) + (in[i + 2] + in[i + 3])) + ((in[i + 4] + in[i + 5]) + in[i + 6]);
+        const double x = in[i], y = in[i + kStride], p = out[i], q = out[i + kStride];
+        const double s0 = row[i] + (x - p);
+        const double s1 = row[i + kStride] + (y - q);
+        const double s2 = row[i + 2 * kStride] + ((x * x + y * y) - (p * p + q * q));
+        const double s3 = row[i + 3 * kStride] + ((x - y) * (x - y) - (p - q) * (p - q));
+        row[i] = s0;
+        row[i + kStride] = s1;
+        row[i + 2 * kStride] = s2;
+        row[i + 3 * kStride] = s3;
+        down[i] += s0 - old[i];
+        down[i + kStride] += s1 - old[i + kStride];
+        down[i + 2 * kStride] += s2 - old[i + 2 * kStride];
+        down[i + 3 * kStride] += s3 - old[i + 3 * kStride];
+    }
+}
+
+// The terms of the four statistics of a pair.
+void terms(double *__restrict row, int n, const double *__restrict in) {
+    for (int i = 0; i < whole(n); ++i) {
+        const double x = in[i], y = in[i + kStride];
+        row[i] = x;
+        row[i + kStride] = y;
+        row[i + 2 * kStride] = x * x + y * y;
+        row[i + 3 * kStride] = (x - y) * (x - y);
     }
 }
 
@@ -117,19 +128,30 @@ struct Formula {
     double c1, c2, norm, weight;  // weight: makes means of the window sums.
 };
 
-// sums += SSIM of a row of windows, whose statistics are of x - shift_x and y - shift_y.
+template <int kWidth>
+inline double sum(const double *a) {
+    static_assert(kWidth == 1 || kWidth == 7, "the windows' widths");
+    if (kWidth == 1) return a[0];
+    return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + a[6]);
+}
+
+// sums += SSIM of a row of windows `kWidth` wide; the statistics are of x - shift[0], y - shift[1].
 //
 // With 2 ux uy = ux^2 + uy^2 - (ux - uy)^2 and 2 cov = var_x + var_y - var(x - y), numerator and
 // denominator differ by squares: the quotient of equal volumes is exactly 1.
-void similarity(const Row &row, int n, const Formula &f, double shift_x, double shift_y,
+template <int kWidth>
+void similarity(const double *__restrict row, int n, const Formula &f, const double *shift,
                 double *__restrict sums) {
-    const double *s0 = row.statistic[0], *s1 = row.statistic[1];
-    const double *s2 = row.statistic[2], *s3 = row.statistic[3];
     const double c1 = f.c1, c2 = f.c2, norm = f.norm, weight = f.weight;
+    const double shift_x = shift[0], shift_y = shift[1];
     for (int i = 0; i < whole(n); ++i) {
-        const double mx = s0[i] * weight, my = s1[i] * weight, md = mx - my;
-        const double both = norm * (s2[i] * weight - (mx * mx + my * my));
-        const double apart = norm * (s3[i] * weight - md * md);
+        const double mx = sum<kWidth>(row + i) * weight;
+        const double my = sum<kWidth>(row + i + kStride) * weight;
+        const double m2 = sum<kWidth>(row + i + 2 * kStride) * weight;
+        const double m3 = sum<kWidth>(row + i + 3 * kStride) * weight;
+        const double md = mx - my;
+        const double both = norm * (m2 - (mx * mx + my * my));
+        const double apart = norm * (m3 - md * md);
         const double variance = (both < 0.0 ? 0.0 : both) + c2;
         const double ux = mx + shift_x, uy = my + shift_y, ud = ux - uy;
         const double luminance = ux * ux + uy * uy + c1;
