@@ -38,8 +38,8 @@ def windowed_ssim(
     square of (the range of the values in a tile of 32 x 32 / data_range), where that is above 1.
 
     Args:
-        reference: Volume [Z, Y, X], any real dtype; float32, float64, bfloat16, uint8 and uint16
-            are read as they are.
+        reference: Volume [Z, Y, X], any real dtype. float32, float64, bfloat16, uint8 and uint16
+            are read as they are; a CPU copies the others into float32 or float64 first.
         test: Volume of the same shape on the same device.
         data_range: L of the constants C1 = (0.01 L)^2 and C2 = (0.03 L)^2.
         window: "uniform" (7 wide, sample covariance) or "gaussian" (11 wide, sigma 1.5).
@@ -99,19 +99,6 @@ def _windowed_ssim(
     clip: Sequence[float],
 ) -> Tensor:
     # A list of floats, empty for None: operator schemas have no pairs.
-    return _plain(reference, test, data_range, window, ndim, scale, offset, clip)
-
-
-def _plain(
-    reference: Tensor,
-    test: Tensor,
-    data_range: float,
-    window: str,
-    ndim: int,
-    scale: float,
-    offset: float,
-    clip: Sequence[float],
-) -> Tensor:
     similarity = _reference.ssim_slices if ndim == 2 else _reference.ssim_volume
     return similarity(reference, test, data_range, window, scale, offset, clip or None)
 
@@ -135,6 +122,14 @@ if _backend.native is not None:
     _native_ssim = _backend.native.windowed_ssim
     _NATIVE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.uint16)
 
+    def _native_view(volume: Tensor) -> Tensor:
+        """The volume with contiguous rows in a type that the native kernel reads; exact."""
+        if volume.dtype in (torch.float16, torch.int8, torch.int16):
+            volume = volume.to(torch.float32)
+        elif volume.dtype not in _NATIVE_TYPES:
+            volume = volume.to(torch.float64)
+        return volume.detach() if volume.stride(2) == 1 else volume.detach().contiguous()
+
     @_windowed_ssim.register_kernel("cpu")
     def _native(
         reference: Tensor,
@@ -146,10 +141,6 @@ if _backend.native is not None:
         offset: float,
         clip: Sequence[float],
     ) -> Tensor:
-        if reference.dtype not in _NATIVE_TYPES or test.dtype not in _NATIVE_TYPES:
-            return _plain(reference, test, data_range, window, ndim, scale, offset, clip)
-        x, y = (v.detach() for v in (reference, test))
-        x, y = (v if v.stride(2) == 1 else v.contiguous() for v in (x, y))
         taps = _reference.window_taps(window)
         size = len(taps)
         planes, height, width = (n - size + 1 for n in reference.shape)
@@ -157,8 +148,8 @@ if _backend.native is not None:
         constants = _reference.constants(data_range, window, ndim)
         _native_ssim(
             sums,
-            x,
-            y,
+            _native_view(reference),
+            _native_view(test),
             window == "gaussian",
             ndim == 3,
             (taps + [0.0] * 11)[:11],
