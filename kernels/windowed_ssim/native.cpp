@@ -221,8 +221,9 @@ void windowed_ssim(double *sums, const SsimVolume &x, const SsimVolume &y, const
         // On a cache line: vectors that straddle two cost twice.
         double *scratch = memory.get();
         while (reinterpret_cast<uintptr_t>(scratch) % 64 != 0) ++scratch;
+        // The blocks fix the bits, whoever does them: a busy core may do fewer.
 #ifdef _OPENMP
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
 #endif
         for (int64_t item = 0; item < blocks.count[0] * pieces; ++item) {
             const int64_t k = item / pieces, piece = item % pieces;
