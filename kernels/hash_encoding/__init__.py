@@ -139,6 +139,8 @@ if _backend.triton_missing is None:
 
     @_encode.register_kernel("cuda")
     def _triton_encode(positions: Tensor, table: Tensor, *numbers: Any) -> Tensor:
+        if table.dtype == torch.float64:
+            return reference.encode(positions, table, spec_of(*numbers))
         from .launch import encode_triton
 
         return encode_triton(positions, table, spec_of(*numbers))
@@ -147,10 +149,12 @@ if _backend.triton_missing is None:
     def _triton_encode_backward(
         grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
+        spec, want = spec_of(*rest[:-1]), rest[-1]
+        if table.dtype == torch.float64:
+            return reference.encode_backward(grad, positions, table, spec, want_positions=want)
         from .launch import encode_backward_triton
 
-        spec = spec_of(*rest[:-1])
-        return encode_backward_triton(grad, positions, table, spec, want_positions=rest[-1])
+        return encode_backward_triton(grad, positions, table, spec, want_positions=want)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -3,6 +3,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <stdexcept>
 #include <tuple>
 
@@ -24,6 +29,20 @@ using Windows = std::tuple<std::vector<double>, int64_t, int64_t>;
 
 void expect(bool holds, const char *what) {
     if (!holds) throw std::invalid_argument(what);
+}
+
+// A large output is fresh memory, whose page faults cost as much as its encoding: asks for pages of
+// 2 MB, which are filled six times faster. Below 32 MB the C library hands out memory again.
+void want_large_pages(float *data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t kPage = uintptr_t{1} << 21;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    if (bytes > (size_t{32} << 20))
+        madvise(reinterpret_cast<void *>(first), last - first, MADV_HUGEPAGE);  // may be refused
+#else
+    (void)data, (void)bytes;
+#endif
 }
 
 // The levels, checked against the table: nothing outside it is ever addressed.
@@ -84,6 +103,7 @@ void bind_hash_encoding(nb::module_ &m) {
             check_points(positions, out, levels, table.shape(1));
             const auto geometry = checked(levels, table);
             nb::gil_scoped_release release;
+            want_large_pages(out.data(), out.nbytes());
             MDF_PICK(hash_points)(out.data(), positions.data(), positions.shape(0), table.data(),
                                   geometry, static_cast<int>(table.shape(1)), threads);
         },
@@ -128,6 +148,7 @@ void bind_hash_encoding(nb::module_ &m) {
             const auto geometry = checked(levels, table);
             const auto grid = checked(z, y, x, windows, out.shape(0));
             nb::gil_scoped_release release;
+            want_large_pages(out.data(), out.nbytes());
             MDF_PICK(hash_grid)(out.data(), grid, table.data(), geometry,
                                 static_cast<int>(table.shape(1)), threads);
         },

@@ -205,17 +205,22 @@ if _backend.triton_missing is None:
 
     @_encode.register_kernel("cuda")
     def _triton_encode(z: Tensor, y: Tensor, x: Tensor, table: Tensor, *geometry: Any) -> Tensor:
+        spec = spec_of(*geometry[:5])
+        if table.dtype == torch.float64:
+            return reference.encode_grid((z, y, x), table, spec, *geometry[5:])
         from .launch import encode_grid_triton
 
-        return encode_grid_triton((z, y, x), table, spec_of(*geometry[:5]), *geometry[5:])
+        return encode_grid_triton((z, y, x), table, spec, *geometry[5:])
 
     @_encode_backward.register_kernel("cuda")
     def _triton_encode_backward(
         grad: Tensor, z: Tensor, y: Tensor, x: Tensor, *geometry: Any
     ) -> Tensor:
+        spec = spec_of(*geometry[:5])
+        if grad.dtype == torch.float64:
+            return reference.encode_grid_backward(grad, (z, y, x), spec, *geometry[5:8])
         from .launch import encode_grid_backward_triton
 
-        spec = spec_of(*geometry[:5])
         return encode_grid_backward_triton(grad, (z, y, x), spec, *geometry[5:8])
 
 

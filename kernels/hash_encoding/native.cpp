@@ -10,6 +10,7 @@
 namespace mdf::MDF_ISA {
 
 #include "hash_encoding/level.h"
+#include "hash_encoding/native_lattice.h"
 #include "hash_encoding/native_grid.h"
 
 namespace {

@@ -2,94 +2,9 @@
 // backward pass runs the same steps transposed. Included by native.cpp alone.
 namespace {
 
-constexpr int64_t kBand = 8;        // Rows of a work item.
+constexpr int64_t kBand = 16;       // Rows of a work item.
 constexpr int64_t kDepth = 8;       // Planes of a slab at least: they share lattice planes.
 constexpr int64_t kItem = 1 << 17;  // Gradients of an item, which stay in the L2 cache.
-
-inline void prefetch(const float *address) {
-#ifdef __GNUC__
-    __builtin_prefetch(address);
-#else
-    (void)address;
-#endif
-}
-
-// The vertices that the cells along an axis touch, and where in them the two of each voxel lie:
-// `slot` and `slot + 1`. Never more than two a voxel, however fine the level.
-struct Axis {
-    Axis(const float *positions, int64_t n, double scale) : slot(n), fraction(n) {
-        for (int64_t i = 0; i < n; ++i) {
-            uint32_t lower;
-            cell(positions[i], scale, lower, fraction[i]);
-            if (vertex.empty() || lower != vertex[vertex.size() - 2]) {
-                if (vertex.empty() || lower != vertex.back()) vertex.push_back(lower);
-                vertex.push_back(lower + 1);
-            }
-            slot[i] = static_cast<int>(vertex.size()) - 2;
-        }
-    }
-
-    int64_t size() const { return static_cast<int64_t>(vertex.size()); }
-
-    std::vector<uint32_t> vertex;
-    std::vector<int> slot;
-    std::vector<float> fraction;
-};
-
-// The weight in plane `plane` of the result of the vertices in `slot` along z.
-struct Tap {
-    int slot;
-    int64_t plane;
-    double weight;
-};
-
-struct Lattice {
-    Lattice(const HashGrid &grid, const HashLevel &l)
-        : level(l),
-          rows(l),
-          z(grid.axis[0], grid.extent[0], l.scale),
-          y(grid.axis[1], grid.extent[1], l.scale),
-          x(grid.axis[2], grid.extent[2], l.scale) {}
-
-    // Interpolation along z times the axial weights, of planes [first, last), by slot, then plane.
-    std::vector<Tap> taps(const HashGrid &grid, int64_t first, int64_t last) const {
-        std::vector<Tap> all, merged;
-        for (int64_t k = first; k < last; ++k)
-            for (size_t i = 0; i < grid.weights.size(); ++i) {
-                const size_t slice = grid.start + k * grid.stride + i;
-                const float upper = z.fraction[slice], lower = 1.0f - upper;
-                all.push_back({z.slot[slice], k, grid.weights[i] * lower});
-                all.push_back({z.slot[slice] + 1, k, grid.weights[i] * upper});
-            }
-        std::stable_sort(all.begin(), all.end(), [](const Tap &a, const Tap &b) {
-            return a.slot != b.slot ? a.slot < b.slot : a.plane < b.plane;
-        });
-        for (const Tap &tap : all) {
-            if (!merged.empty() && merged.back().slot == tap.slot &&
-                merged.back().plane == tap.plane)
-                merged.back().weight += tap.weight;
-            else
-                merged.push_back(tap);
-        }
-        return merged;
-    }
-
-    // Rows within the level of the vertices along x at one place along y and z.
-    void indices(uint32_t *index, int slot_z, int slot_y) const {
-        const uint32_t at_y = y.vertex[slot_y] * rows.stride_y;
-        const uint32_t at_z = z.vertex[slot_z] * rows.stride_z;
-        const int64_t n = x.size();
-        const uint32_t *vertex = x.vertex.data();
-        if (level.hashed)
-            for (int64_t i = 0; i < n; ++i) index[i] = rows.row<true>(vertex[i], at_y, at_z);
-        else
-            for (int64_t i = 0; i < n; ++i) index[i] = rows.row<false>(vertex[i], at_y, at_z);
-    }
-
-    HashLevel level;
-    Rows rows;
-    Axis z, y, x;
-};
 
 // A work item: planes [k0, k1) of the result, rows [y0, y1).
 struct Item {
@@ -105,7 +20,7 @@ struct Plan {
         for (const HashLevel &level : levels) lattices.emplace_back(g, level);
     }
 
-    // The result in slabs of at most `floats`, at least `planes` deep if it is, at least kBand rows.
+    // The result in slabs of about `floats`, at least `planes` deep and kBand rows high.
     std::vector<Item> slabs(int64_t floats, int64_t planes) const {
         const int64_t line = grid.extent[2] * stride;
         const int64_t rows = std::max(kBand, floats / (planes * line) / kBand * kBand);
@@ -137,11 +52,15 @@ struct Scratch {
         for (auto &ring_index : index) ring_index.resize(widest);
         entries.resize(widest * n_features);
         for (auto &ring_row : ring) ring_row.resize(row.size());
+        for (auto &sum : sums) sum.resize(row.size());
+        row_sum.resize(row.size());
+        line_sum.resize(entries.size());
     }
 
     // Lattice rows that are needed together lie side by side: the parity of their slot tells which.
     std::vector<uint32_t> index[2];
     std::vector<float> entries, row, ring[2];
+    std::vector<double> row_sum, line_sum, sums[2];  // of the backward pass
 };
 
 // Finds the table rows of one lattice row and asks the memory for them.
@@ -161,13 +80,14 @@ void along_x(const float *table, const Lattice &lattice, int slot_y, Scratch &sc
     const int64_t vertices = lattice.x.size();
     for (int64_t i = 0; i < vertices; ++i)
         std::memcpy(entries + i * F, table + static_cast<size_t>(index[i]) * F, F * sizeof(float));
-    const int *slot = lattice.x.slot.data();
-    const float *fraction = lattice.x.fraction.data();
+    const int *slot = lattice.x.slot.data(), *nearer = lattice.x.nearer.data();
+    const float *way = lattice.x.way.data();
     const int64_t n = static_cast<int64_t>(lattice.x.slot.size());
     for (int64_t i = 0; i < n; ++i) {
         const float *lower = entries + static_cast<int64_t>(slot[i]) * F, *upper = lower + F;
+        const float *from = entries + static_cast<int64_t>(nearer[i]) * F;
         float value[F];
-        for (int f = 0; f < F; ++f) value[f] = lower[f] + (upper[f] - lower[f]) * fraction[i];
+        for (int f = 0; f < F; ++f) value[f] = from[f] + (upper[f] - lower[f]) * way[i];
         std::memcpy(out + i * F, value, sizeof value);
     }
 }
@@ -190,8 +110,9 @@ void for_rows(const float *table, const Lattice &lattice, int slot_z, const Item
         }
         const float *lower = scratch.ring[slot & 1].data(),
                     *upper = scratch.ring[(slot + 1) & 1].data();
-        const float w = lattice.y.fraction[y];
-        for (int64_t i = 0; i < length; ++i) row[i] = lower[i] + (upper[i] - lower[i]) * w;
+        const float *from = lattice.y.nearer[y] == slot ? lower : upper;
+        const float way = lattice.y.way[y];
+        for (int64_t i = 0; i < length; ++i) row[i] = from[i] + (upper[i] - lower[i]) * way;
         use(y, row);
     }
 }
@@ -220,23 +141,25 @@ void encode_band(float *out, const Plan &plan, const Item &slab, const Item &ban
     }
 }
 
-// Transpose of along_x, up to the lattice: adds to entries [vertices, F].
+// Transpose of along_x, up to the lattice: entries [vertices, F] of a row [X, F].
 template <int F>
-void back_along_x(float *entries, const float *row, const Lattice &lattice) {
+void back_along_x(float *entries, const double *row, const Lattice &lattice, double *sums) {
     const int *slot = lattice.x.slot.data();
     const float *fraction = lattice.x.fraction.data();
-    const int64_t n = static_cast<int64_t>(lattice.x.slot.size());
+    const int64_t n = static_cast<int64_t>(lattice.x.slot.size()), line = lattice.x.size() * F;
+    std::fill(sums, sums + line, 0.0);
     for (int64_t i = 0; i < n; ++i) {
-        float *lower = entries + static_cast<int64_t>(slot[i]) * F, *upper = lower + F;
-        const float w = fraction[i], v = 1.0f - w;
+        double *lower = sums + static_cast<int64_t>(slot[i]) * F, *upper = lower + F;
+        const double w = fraction[i], v = 1.0 - w;
         for (int f = 0; f < F; ++f) {
             lower[f] += row[i * F + f] * v;
             upper[f] += row[i * F + f] * w;
         }
     }
+    for (int64_t i = 0; i < line; ++i) entries[i] = static_cast<float>(sums[i]);
 }
 
-// Gradients of one level's lattice by one item: [slots along z, slots along y, vertices along x, F].
+// Gradients of a level's lattice by one item: [slots along z, slots along y, vertices along x, F].
 struct Part {
     Part(const HashGrid &grid, const Lattice &lattice, const Item &item)
         : taps(lattice.taps(grid, item.k0, item.k1)),
@@ -259,34 +182,35 @@ void back_item(Part &part, const float *grad, const Plan &plan, const Item &item
     const int64_t n = plan.grid.extent[2], stride = plan.stride;
     const int64_t line = lattice.x.size() * F;
     const int64_t length = n * F;
-    part.entries.assign(static_cast<size_t>(part.rows() * line), 0.0f);
-    float *row = scratch.row.data();
+    part.entries.resize(static_cast<size_t>(part.rows() * line));
+    double *row = scratch.row_sum.data();
     for (size_t first = 0, last; first < part.taps.size(); first = last) {
         const int slot_z = part.taps[first].slot;
         for (last = first; last < part.taps.size() && part.taps[last].slot == slot_z;) ++last;
         float *plane = part.entries.data() + (slot_z - part.z0) * (part.y1 - part.y0) * line;
         int done = part.y0;  // rows of the lattice that wait for no further voxel
-        for (auto &ring_row : scratch.ring) std::fill(ring_row.begin(), ring_row.end(), 0.0f);
+        for (auto &ring_row : scratch.sums) std::fill(ring_row.begin(), ring_row.end(), 0.0);
         const auto flush = [&](int end) {
             for (; done < end; ++done) {
-                std::vector<float> &sum = scratch.ring[done & 1];
-                back_along_x<F>(plane + (done - part.y0) * line, sum.data(), lattice);
-                std::fill(sum.begin(), sum.end(), 0.0f);
+                std::vector<double> &sum = scratch.sums[done & 1];
+                back_along_x<F>(plane + (done - part.y0) * line, sum.data(), lattice,
+                                scratch.line_sum.data());
+                std::fill(sum.begin(), sum.end(), 0.0);
             }
         };
         for (int64_t y = item.y0; y < item.y1; ++y) {
             const int slot = lattice.y.slot[y];
             flush(slot);
-            std::fill(row, row + length, 0.0f);
+            std::fill(row, row + length, 0.0);
             for (size_t t = first; t < last; ++t) {
                 const float *from = grad + plan.at(part.taps[t].plane, y) + l * F;
-                const float w = static_cast<float>(part.taps[t].weight);
+                const double w = part.taps[t].weight;
                 for (int64_t i = 0; i < n; ++i)
                     for (int f = 0; f < F; ++f) row[i * F + f] += from[i * stride + f] * w;
             }
-            const float w = lattice.y.fraction[y], v = 1.0f - w;
-            float *lower = scratch.ring[slot & 1].data(),
-                  *upper = scratch.ring[(slot + 1) & 1].data();
+            const double w = lattice.y.fraction[y], v = 1.0 - w;
+            double *lower = scratch.sums[slot & 1].data(),
+                   *upper = scratch.sums[(slot + 1) & 1].data();
             for (int64_t i = 0; i < length; ++i) {
                 lower[i] += row[i] * v;
                 upper[i] += row[i] * w;

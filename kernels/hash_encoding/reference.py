@@ -255,12 +255,12 @@ def encode_grid_backward(
         features = volume[..., level * spec.n_features : (level + 1) * spec.n_features]
         for dim in (0, 1, 2):
             lower, fraction = cells[dim]
-            share = _along(fraction.to(dtype), dim)
+            upper = _along(fraction.to(dtype), dim)
             shape = [*features.shape]
             shape[dim] = index.shape[dim]
             vertices = features.new_zeros(shape)
-            vertices.index_add_(dim, lower, features * (1.0 - share))
-            features = vertices.index_add_(dim, lower + 1, features * share)
+            vertices.index_add_(dim, lower, features * (1.0 - upper))
+            features = vertices.index_add_(dim, lower + 1, features * upper)
         rows = features.new_zeros((spec.level_size(level), spec.n_features))
         tables.append(rows.index_add_(0, index.flatten(), features.flatten(0, 2)))
     return torch.cat(tables).to(grad.dtype)

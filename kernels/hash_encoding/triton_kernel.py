@@ -208,7 +208,7 @@ def slope_kernel(
     scales,
     geometry,
     n,
-    n_levels,
+    N_LEVELS: tl.constexpr,
     F: tl.constexpr,
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -224,10 +224,10 @@ def slope_kernel(
     sx = tl.zeros([BLOCK], tl.float32)
     sy = tl.zeros([BLOCK], tl.float32)
     sz = tl.zeros([BLOCK], tl.float32)
-    for level in range(n_levels):
+    for level in range(N_LEVELS):
         scale, numbers = tl.load(scales + level), geometry + level * 6
         rows = table + tl.load(numbers) * F
-        g = tl.load(grad + (i * n_levels + level)[:, None] * F + f[None, :], both, other=0.0)
+        g = tl.load(grad + (i * N_LEVELS + level)[:, None] * F + f[None, :], both, other=0.0)
         lx, fx = _cell(px, scale)
         ly, fy = _cell(py, scale)
         lz, fz = _cell(pz, scale)
@@ -360,7 +360,10 @@ def back_along_z_kernel(
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums the gradient around one vertex along z, for BLOCK columns (y, x) of one level."""
+    """Sums the gradient around one vertex along z, for BLOCK columns (y, x) of one level.
+
+    (`while`: the interpreter of Triton 3.6 takes no tensors as bounds of a range.)
+    """
     level = tl.program_id(1).to(tl.int64)
     vertex = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -369,11 +372,12 @@ def back_along_z_kernel(
     both = tl.where(known, column < plane_size, False)[:, None] & (f < F)[None, :]
     begin = tl.load(z_begins + level * 2 * depth + vertex, known, other=0)
     end = tl.load(z_ends + level * 2 * depth + vertex, known, other=0)
-    total = tl.zeros([BLOCK, FEATURES], tl.float32)
-    for z in range(begin, end):
+    total = tl.zeros([BLOCK, FEATURES], tl.float64)
+    z = begin
+    while z < end:
         fraction = tl.load(z_fractions + level * depth + z)
         upper = tl.load(z_slots + level * depth + z) < vertex
-        weight = tl.where(upper, fraction, 1.0 - fraction)
+        weight = tl.where(upper, fraction, 1.0 - fraction).to(tl.float64)
         for tap in range(TAPS):
             # the window, if there is one, whose slice number `tap` is z
             ahead = z - start - tap
@@ -381,9 +385,10 @@ def back_along_z_kernel(
             hit = (ahead >= 0) & (ahead % k_stride == 0) & (k < count)
             at = (k * plane_size + column)[:, None] * n_outputs + level * F + f[None, :]
             g = tl.load(grad + at, tl.where(hit, both, False), other=0.0)
-            total += g.to(tl.float32) * (weight * tl.load(weights + tap))
+            total += g.to(tl.float32).to(tl.float64) * (weight * tl.load(weights + tap))
+        z += 1
     to = ((tl.load(offsets + level) + vertex) * plane_size + column)[:, None] * F + f[None, :]
-    tl.store(planes + to, total, both)
+    tl.store(planes + to, total.to(tl.float32), both)
 
 
 @triton.jit
@@ -428,18 +433,21 @@ def back_to_table_kernel(
     f = tl.arange(0, FEATURES)
     known = (vz < tl.load(z_counts + level)) & (vy < tl.load(y_counts + level))
     mask = tl.where(known, vx < tl.load(x_counts + level), False)
-    at_y, at_x = level * 2 * height + vy, level * 2 * width + vx
-    first = tl.load(y_begins + at_y, known, other=0)
-    last = tl.load(y_ends + at_y, known, other=0)
-    begin = tl.load(x_begins + at_x, mask, other=0)
-    length = tl.load(x_ends + at_x, mask, other=0) - begin
+    listed_y, listed_x = level * 2 * height + vy, level * 2 * width + vx
+    first = tl.load(y_begins + listed_y, known, other=0)
+    last = tl.load(y_ends + listed_y, known, other=0)
+    begin = tl.load(x_begins + listed_x, mask, other=0)
+    length = tl.load(x_ends + listed_x, mask, other=0) - begin
     plane = (tl.load(offsets + level) + vz) * height
-    total = tl.zeros([BLOCK, FEATURES], tl.float32)
-    for y in range(first, last):
+    longest = tl.max(length, 0)
+    total = tl.zeros([BLOCK, FEATURES], tl.float64)
+    y = first
+    while y < last:
         fraction = tl.load(y_fractions + level * height + y)
         upper = tl.load(y_slots + level * height + y) < vy
-        wy = tl.where(upper, fraction, 1.0 - fraction)
-        for step in range(tl.max(length, 0)):
+        wy = tl.where(upper, fraction, 1.0 - fraction).to(tl.float64)
+        step = 0
+        while step < longest:
             x = begin + step
             inside = mask & (step < length)
             fx = tl.load(x_fractions + level * width + x, inside, other=0.0)
@@ -448,9 +456,11 @@ def back_to_table_kernel(
             at = ((plane + y) * width + x)[:, None] * F + f[None, :]
             g = tl.load(planes + at, inside[:, None] & (f < F)[None, :], other=0.0)
             total += g * (wy * wx)[:, None]
-    z = tl.load(z_vertices + level * 2 * depth + vz, known, other=0).to(tl.uint32)
-    y = tl.load(y_vertices + at_y, known, other=0).to(tl.uint32)
-    x = tl.load(x_vertices + at_x, mask, other=0).to(tl.uint32)
-    row = tl.load(numbers) + _row(x, y, z, numbers)
+            step += 1
+        y += 1
+    at_z = tl.load(z_vertices + level * 2 * depth + vz, known, other=0).to(tl.uint32)
+    at_y = tl.load(y_vertices + listed_y, known, other=0).to(tl.uint32)
+    at_x = tl.load(x_vertices + listed_x, mask, other=0).to(tl.uint32)
+    row = tl.load(numbers) + _row(at_x, at_y, at_z, numbers)
     both = mask[:, None] & (f < F)[None, :]
     _add(sums + row[:, None] * F + f[None, :], total, tl.load(units), both)

@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microdiffusion_fast.kernels import hash_encoding, hash_encoding_grid
-from microdiffusion_fast.kernels.hash_encoding import HashGridSpec
+from microdiffusion_fast.kernels import axial_projection
+from microdiffusion_fast.kernels.hash_encoding import (
+    HashGridSpec,
+    hash_encoding,
+    hash_encoding_grid,
+    hash_encoding_projection,
+)
 
 DENSE = HashGridSpec(3, 2, log2_hashmap_size=12, base_resolution=3, per_level_scale=1.5)
 HASHED = HashGridSpec(3, 4, log2_hashmap_size=5, base_resolution=6, per_level_scale=1.7)
@@ -150,3 +155,119 @@ def test_bad_axes(axes: list[Tensor], argument: str) -> None:
 def test_bad_table() -> None:
     with pytest.raises(ValueError, match="^table: expected shape"):
         hash_encoding_grid(centres(2, 2, 2), make_table(DENSE)[:-1], DENSE)
+
+
+# --- axial projections ---
+
+WINDOWS = [
+    pytest.param([0.25] * 4, 4, 0, 2, id="disjoint"),
+    pytest.param([0.2, 0.5, 0.3], 2, 1, 3, id="overlapping"),
+    pytest.param([0.5, 0.5], 5, 1, 2, id="gaps"),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("weights", "stride", "start", "count"), WINDOWS)
+def test_projection_equals_that_of_the_grid(
+    spec: HashGridSpec,
+    dtype: torch.dtype,
+    weights: list[float],
+    stride: int,
+    start: int,
+    count: int,
+) -> None:
+    """In value and in gradient; weights may be a tensor."""
+    axes = centres(8, 5, 6, dtype=dtype)
+    tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 5e-6}
+    table = make_table(spec, dtype).requires_grad_()
+    window = (torch.tensor(weights, dtype=torch.float64), stride, start, count)
+    got = hash_encoding_projection(axes, table, spec, *window)
+    slices = hash_encoding_grid(axes, table, spec)
+    projected = axial_projection(slices.flatten(2), weights, stride, start, count)
+    want = projected.view(count, 5, 6, -1)
+    torch.testing.assert_close(got, want, **tolerance)
+    grad = torch.linspace(-1, 1, got.numel(), dtype=dtype).view_as(got)
+    (got_table,) = torch.autograd.grad(got, table, grad)
+    (want_table,) = torch.autograd.grad(want, table, grad)
+    torch.testing.assert_close(got_table, want_table, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    axes, table = centres(4, 5, 6, dtype=torch.float32), make_table(MIXED, dtype)
+    exact = hash_encoding_projection(axes, table.float(), MIXED, [0.5, 0.5], 2, 0, 2)
+    got = hash_encoding_projection(axes, table, MIXED, [0.5, 0.5], 2, 0, 2)
+    assert torch.equal(got, exact.to(dtype)) and got.dtype == dtype
+
+
+def test_both_passes_are_linear() -> None:
+    spec = HashGridSpec(2, 2, log2_hashmap_size=4, base_resolution=2, per_level_scale=2.0)
+    table, axes = make_table(spec).requires_grad_(), centres(4, 2, 3)
+
+    def project(rows: Tensor) -> Tensor:
+        return hash_encoding_projection(axes, rows, spec, [0.3, 0.7], 1, 1, 2)
+
+    assert torch.autograd.gradcheck(project, table)
+    assert torch.autograd.gradgradcheck(project, table)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype: torch.dtype) -> None:
+    spec = HashGridSpec(2, 2, log2_hashmap_size=4, base_resolution=2, per_level_scale=2.0)
+    axes = centres(4, 2, 3, dtype=dtype)
+    geometry = (2, 2, 4, 2, 2.0, [0.3, 0.7], 1, 1, 2)
+    table = make_table(spec, dtype).requires_grad_()
+    operators = torch.ops.microdiffusion_fast
+    torch.library.opcheck(operators.hash_encoding_grid.default, (*axes, table, *geometry))
+    grad = torch.ones((2, 2, 3, 4), dtype=dtype, requires_grad=True)
+    torch.library.opcheck(operators.hash_encoding_grid_backward.default, (grad, *axes, *geometry))
+
+
+def test_compiles_as_one_graph() -> None:
+    axes, table = centres(4, 5, 6, dtype=torch.float32), make_table(MIXED, torch.float32)
+    positions = torch.stack([axis[:4] for axis in axes], 1)
+
+    def loss(rows: Tensor) -> Tensor:
+        grid = hash_encoding_grid(axes, rows, MIXED).square().sum()
+        projection = hash_encoding_projection(axes, rows, MIXED, [0.5, 0.5], 2, 0, 2)
+        return grid + projection.sum() + hash_encoding(positions, rows, MIXED).sum()
+
+    gradients = []
+    for run in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        rows = table.clone().requires_grad_()
+        run(rows).backward()
+        gradients.append(rows.grad)
+    assert gradients[0] is not None and gradients[1] is not None
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": []}, "^weights: expected finite numbers, got"),
+        ({"weights": [float("nan")]}, "^weights: expected finite numbers, got"),
+        ({"stride": 0}, "^stride: expected at least 1, got 0"),
+        ({"start": -1}, "^start: expected at least 0, got -1"),
+        ({"count": 0}, "^count: expected at least 1, got 0"),
+        ({"count": 3}, "^axes: expected at least 6 slices for 3 windows, got 4"),
+    ],
+)
+def test_bad_windows(change: dict[str, object], message: str) -> None:
+    window = {"weights": [0.5, 0.5], "stride": 2, "start": 0, "count": 2} | change
+    with pytest.raises(ValueError, match=message):
+        hash_encoding_projection(centres(4, 2, 2), make_table(DENSE), DENSE, **window)  # type: ignore[arg-type]
+
+
+def test_bad_dtypes_and_devices() -> None:
+    axes, table = centres(2, 2, 2), make_table(DENSE)
+    with pytest.raises(TypeError, match="^table: expected a floating-point tensor, got torch.int"):
+        hash_encoding_grid(axes, table.long(), DENSE)
+    with pytest.raises(TypeError, match="^axes: expected all float32 or all float64, got"):
+        hash_encoding_grid([axes[0], axes[1], axes[2].float()], table, DENSE)
+    with pytest.raises(TypeError, match="^axes: expected all float32 or all float64, got"):
+        hash_encoding_grid([axis.half() for axis in axes], table, DENSE)
+    with pytest.raises(ValueError, match="^axes: expected device meta, got cpu"):
+        hash_encoding_grid(axes, table.to("meta"), DENSE)
+    with pytest.raises(ValueError, match="^table: expected device cpu, got meta"):
+        hash_encoding(torch.zeros(4, 3), table.to("meta"), DENSE)

@@ -89,6 +89,14 @@ def test_render_equals_forward() -> None:
     assert float(whole.std()) > 1e-3
 
 
+def test_the_parts_of_the_mlp_make_one_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    inr = HashGridINR(SHAPE, 6.0, QUICK)
+    inr.initialise(0.3, torch.Generator().manual_seed(0))
+    whole = inr(slice(2, 9), slice(3, 17))
+    monkeypatch.setattr(HashGridINR, "VOXELS_AT_ONCE", 100)
+    torch.testing.assert_close(inr(slice(2, 9), slice(3, 17)), whole, rtol=0, atol=1e-6)
+
+
 def test_starts_at_the_mean() -> None:
     inr = HashGridINR(SHAPE, 6.0, QUICK)
     inr.initialise(0.37, torch.Generator().manual_seed(0))

@@ -76,6 +76,7 @@ CASES = [
         "positions backward, fp32, F=2",
         kernels.slope_kernel,
         {**POINTERS, "out": "*fp32", "grad": "*fp32", "table": "*fp32", "n": "i64"},
+        N_LEVELS=16,
         F=2,
         FEATURES=2,
         BLOCK=128,
