@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,9 +106,12 @@ class Embedding(nn.Module):
         return self.layers(torch.cat([values, phase.sin(), phase.cos()], dim=1))
 
 
-@lru_cache(maxsize=256)
+@cache
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers on a device, copied there once: a CUDA graph cannot copy from the host."""
+    """A few numbers on a device, copied there once and never freed.
+
+    A CUDA graph cannot copy from the host, and goes on reading what it was captured with.
+    """
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -33,15 +33,19 @@ class ChainGraph:
     def __init__(self, chain: Chain) -> None:
         if chain.x.device.type != "cuda":
             raise InputError("chain", "one on a CUDA device", str(chain.x.device))
-        self.chain, self._place = chain, _place(chain)
+        self.chain = chain
+        key = chain.take()
+        self._place = _place(key)
         with torch.cuda.device(chain.x.device):
             # First runs compile, choose algorithms and make constants, none of which a capture may.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
+                chain.key = key
                 chain.advance()
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
+            chain.key = key
             with torch.cuda.graph(self._graph):
                 chain.advance()
 
@@ -49,20 +53,19 @@ class ChainGraph:
         """All steps from where `chain.begin` set it; returns the state that the next run reuses.
 
         Raises:
-            InputError: the chain was begun for a block that the captured kernels do not fit.
+            InputError: the chain was not begun since the last run, or for a block that the captured
+                kernels do not fit.
         """
-        if _place(self.chain) != self._place:
+        key = self.chain.take()
+        if _place(key) != self._place:
             expected = "a block of the captured volume_shape, moved by a multiple of 4 voxels"
-            raise InputError("offset", expected, self.chain.key)
+            raise InputError("offset", expected, (key.offset, key.volume_shape))
         self._graph.replay()
         return self.chain.x
 
 
-def _place(chain: Chain) -> tuple[tuple[int, ...], int]:
+def _place(key: NoiseKey) -> tuple[tuple[int, ...], int]:
     """What a capture keeps of where the block lies."""
-    key = chain.key
-    if not isinstance(key, NoiseKey):
-        raise InputError("chain", "one that was begun", "a new one")
     assert key.volume_shape is not None
     (z, y, x), (_, height, width) = key.offset, key.volume_shape
     return tuple(key.volume_shape), ((z * height + y) * width + x) % 4

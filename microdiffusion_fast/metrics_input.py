@@ -170,7 +170,9 @@ def percentiles(volume: Tensor, percents: tuple[float, float]) -> Range:
     """
     if volume.dtype not in (torch.uint8, torch.uint16):
         check_finite("reference", volume)
-        low, high = np.percentile(volume.cpu().numpy(), percents).tolist()
+        # numpy has no bfloat16; float32 holds it exactly
+        host = volume.float() if volume.dtype == torch.bfloat16 else volume
+        low, high = np.percentile(host.cpu().numpy(), percents).tolist()
         return low, high
     counts = np.zeros(256**volume.itemsize, dtype=np.int64)
     for part in volume.cpu().numpy():

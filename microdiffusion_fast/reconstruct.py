@@ -134,7 +134,7 @@ def reconstruct(
         seed: of everything random; the same seed and settings give the same bits.
         device: where the sampling runs; None stays where the projections are.
         batch_size: slices per network call; changes memory and time only.
-        cuda_graph: on a CUDA device, run the steps of two or more samples as one captured graph;
+        cuda_graph: on a CUDA device, run the steps of three or more samples as one captured graph;
             changes time only.
         progress: show bars.
         callback: called with a `ProgressEvent` after every unit of work; returning False cancels.

@@ -128,9 +128,21 @@ class Chain:
             )
         self.x.copy_((1 - plan.gammas[0]) * start + plan.gammas[0] * prior)
 
+    def take(self) -> NoiseKey:
+        """The key that `begin` set, for the one run that it serves."""
+        if self.key is None:
+            raise InputError("chain", "one that was begun", "one that was not, or ran already")
+        key, self.key = self.key, None
+        return key
+
     @torch.no_grad()
     def advance(self, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
-        """All steps of the plan; returns the state that they end in, which the next run reuses."""
+        """All steps of the plan; returns the state that they end in, which the next run reuses.
+
+        Raises:
+            InputError: `begin` was not called since the last run.
+        """
+        key = self.take()
         draws, guided = self.plan.column("d").tolist(), self.plan.uses("w")
         operator = self.operator
         for step, level in enumerate(self.plan.levels):
@@ -146,7 +158,7 @@ class Chain:
                 self.table,
                 self.counter,
                 uncond=uncond,
-                noise=self.key if draws[step] else None,
+                noise=key if draws[step] else None,
                 history=self.history,
                 projections=self.projections,
                 weights=operator.weights if operator else None,

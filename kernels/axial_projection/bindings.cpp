@@ -27,7 +27,7 @@ mdf::Voxel voxel_type(const Input &in, const Output &out) {
     throw std::invalid_argument("volume: expected a dtype that this kernel reads");
 }
 
-using Kernel = void (*)(const void *, void *, mdf::Voxel, const mdf::Windows &, const mdf::Band *,
+using Kernel = void (*)(const void *, void *, mdf::Voxel, const mdf::AxialWindows &, const mdf::Band *,
                         int);
 
 // `projections` and `volume` are `in` and `out`, or the other way round.
@@ -36,7 +36,7 @@ void run(Kernel kernel, const Input &in, const Output &out, const P &projections
          const std::vector<double> &weights, int64_t stride, int64_t start,
          const std::optional<Factor> &factor, int threads) {
     const auto size = [](size_t n) { return static_cast<int64_t>(n); };
-    const mdf::Windows windows{weights.data(),
+    const mdf::AxialWindows windows{weights.data(),
                                size(weights.size()),
                                stride,
                                start,

@@ -45,7 +45,7 @@ template <class T> void store_row(const double *values, T *out, int64_t n) {
 
 // Columns [at, at + n) of window k, [n].
 template <class T>
-void project_row(const T *x, const Windows &w, int64_t k, int64_t at, int64_t n, double *sum) {
+void project_row(const T *x, const AxialWindows &w, int64_t k, int64_t at, int64_t n, double *sum) {
     std::fill_n(sum, n, 0.0);
     const T *first = x + (w.start + k * w.stride) * w.columns + at;
     for (int64_t tap = 0; tap < w.taps; ++tap)
@@ -54,7 +54,7 @@ void project_row(const T *x, const Windows &w, int64_t k, int64_t at, int64_t n,
 
 // Columns of slice z, [n], of rows `y` of projections that are `pitch` apart.
 template <class T>
-void backproject_row(const T *y, int64_t pitch, const Windows &w, int64_t z, int64_t n,
+void backproject_row(const T *y, int64_t pitch, const AxialWindows &w, int64_t z, int64_t n,
                      double *sum) {
     std::fill_n(sum, n, 0.0);
     const int64_t inside = z - w.start;
@@ -124,7 +124,7 @@ void each_block(int64_t count, int64_t columns, int threads, const Block &block)
 }
 
 template <class T>
-void project(const T *x, T *y, const Windows &w, const Band *band, int threads) {
+void project(const T *x, T *y, const AxialWindows &w, const Band *band, int threads) {
     if (!band) {
         each_row(w.count, w.columns, threads, [&](int64_t k, int64_t at, int64_t n, double *sum) {
             project_row(x, w, k, at, n, sum);
@@ -140,7 +140,7 @@ void project(const T *x, T *y, const Windows &w, const Band *band, int threads) 
 }
 
 template <class T>
-void backproject(const T *y, T *x, const Windows &w, const Band *band, int threads) {
+void backproject(const T *y, T *x, const AxialWindows &w, const Band *band, int threads) {
     if (!band) {
         each_row(w.depth, w.columns, threads, [&](int64_t z, int64_t at, int64_t n, double *sum) {
             backproject_row(y + at, w.columns, w, z, n, sum);
@@ -163,7 +163,7 @@ void backproject(const T *y, T *x, const Windows &w, const Band *band, int threa
 
 }  // namespace
 
-void axial_project(const void *x, void *y, Voxel voxel, const Windows &windows, const Band *band,
+void axial_project(const void *x, void *y, Voxel voxel, const AxialWindows &windows, const Band *band,
                    int threads) {
     const auto run = [&](auto zero) {
         using T = decltype(zero);
@@ -176,7 +176,7 @@ void axial_project(const void *x, void *y, Voxel voxel, const Windows &windows, 
     }
 }
 
-void axial_backproject(const void *y, void *x, Voxel voxel, const Windows &windows,
+void axial_backproject(const void *y, void *x, Voxel voxel, const AxialWindows &windows,
                        const Band *band, int threads) {
     const auto run = [&](auto zero) {
         using T = decltype(zero);

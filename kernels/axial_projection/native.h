@@ -11,7 +11,7 @@ enum class Voxel { float32, float64, bfloat16 };
 // Window k of `taps` slices covers [start + k * stride, start + k * stride + taps). A volume is
 // [depth, columns], its projections are [count, columns], both C-contiguous. `weights` has one
 // float64 a tap.
-struct Windows {
+struct AxialWindows {
     const double *weights;
     int64_t taps, stride, start, count, depth, columns;
 };
@@ -26,7 +26,7 @@ struct Band {
 
 // y = A x and x = A^T y; with a band, y = (A A^T)^-1 A x and x = A^T (A A^T)^-1 y. All arithmetic in
 // float64, rounded once on store: the same bits for any number of threads, on every machine.
-MDF_NATIVE(axial_project, const void *x, void *y, Voxel voxel, const Windows &windows,
+MDF_NATIVE(axial_project, const void *x, void *y, Voxel voxel, const AxialWindows &windows,
            const Band *band, int threads)
-MDF_NATIVE(axial_backproject, const void *y, void *x, Voxel voxel, const Windows &windows,
+MDF_NATIVE(axial_backproject, const void *y, void *x, Voxel voxel, const AxialWindows &windows,
            const Band *band, int threads)

@@ -9,7 +9,7 @@ call with a geometry has to come before a CUDA graph is captured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -136,12 +136,12 @@ def _solve_kernel(
         k -= 1
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured graph reads it: never freed
 def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64, device=device)
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured graph reads it: never freed
 def _solver(
     weights: tuple[float, ...], stride: int, count: int, device: torch.device
 ) -> tuple[list[float], Tensor | None]:

@@ -9,7 +9,7 @@ uncond a second time, mostly from the L2 cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
@@ -314,7 +314,7 @@ def _drawn(
     return noise
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured graph reads it: never freed
 def _weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """The weights and the sum of their squares, copied to the device once: before a capture."""
     values = [*weights, gram_band(weights, len(weights))[0]]

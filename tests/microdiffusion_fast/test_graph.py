@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, constant
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.graph import ChainGraph
@@ -107,3 +107,26 @@ def test_a_replay_gives_the_same_bits(sampler: str, guidance: float) -> None:
     for seed, stream in ((1, 0), (1, 5), (2**64 - 1, 2**32 - 1)):
         chain.begin(seed=seed, stream=stream)
         assert torch.equal(graph.advance(), case.sample(seed, stream))
+
+
+def test_a_run_needs_a_beginning() -> None:
+    chain = problem("ddpm").chain()
+    with pytest.raises(InputError, match=r"^chain: expected one that was begun"):
+        chain.advance()
+    chain.begin(seed=1)
+    chain.advance()
+    with pytest.raises(InputError, match="ran already"):
+        chain.advance()
+
+
+def test_a_second_run_copies_nothing_from_the_host() -> None:
+    """Constants are made in the first run, which a capture follows: 300 levels are all kept."""
+    case = problem("ddim")
+    plan = make_plan(300, sampler="ddim", gamma=0.2, consistency="hard")
+    chain = Chain(case.denoise, case.prior, plan, operator=OPERATOR, projections=case.projections)
+    chain.begin()
+    chain.advance()
+    made = constant.cache_info().misses
+    chain.begin()
+    chain.advance()
+    assert constant.cache_info().misses == made

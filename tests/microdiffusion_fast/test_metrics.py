@@ -159,6 +159,15 @@ def test_ssim_is_symmetric_and_never_above_one(
         np.testing.assert_allclose(values, other, atol=1e-6)
 
 
+def test_bfloat16_is_evaluated_as_the_float32_that_it_is() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand((4, 16, 16), generator=generator).bfloat16()
+    y = (x.float() + 0.1 * torch.rand(x.shape, generator=generator)).bfloat16()
+    assert metrics.intensity_window(x) == metrics.intensity_window(x.float())
+    half, full = metrics.evaluate(y, x), metrics.evaluate(y.float(), x.float())
+    assert half.as_dict() == pytest.approx(full.as_dict(), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64, ">u2", "<f4", np.float16]
 )
