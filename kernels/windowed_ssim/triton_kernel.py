@@ -11,9 +11,9 @@ from L2 with the halo and 7 or 11 times that from L1; 64 multiply-adds a voxel o
 statistic, times two or three for float32's precision: 0.2 or 0.4 TFLOP in all. One or two
 milliseconds; L1 and the products limit it, not memory.
 
-Float32 suffices because a tile's own mean is subtracted on load, because the variance of x - y is a
-statistic of its own, which does not cancel where the volumes agree, and because sums over a plane
-are float64.
+Float32 suffices because a tile's own mean is subtracted on load, after a map in float64; because
+the variance of x - y is a statistic of its own, which does not cancel where the volumes agree; and
+because sums over a plane are float64.
 """
 
 from __future__ import annotations
@@ -35,13 +35,21 @@ OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 
 
 @triton.jit
+def _double(value):
+    """A float64 of a kernel argument (where interpreted, a Python float)."""
+    return tl.full([], value, tl.float64)
+
+
+@triton.jit
 def _load(base, offsets, mask, scale, offset, low, high, MAPPED: tl.constexpr, CLIP: tl.constexpr):
     values = tl.load(base + offsets, mask=mask, other=0)
     if base.dtype.element_ty != tl.float64:
         values = values.to(tl.float32)
+    # In float64: the shift is still on, and far from zero float32 has no digits to spare.
     if MAPPED:
-        values = values * scale + offset
+        values = values.to(tl.float64) * scale + offset
     if CLIP:  # NaN passes both comparisons.
+        values = values.to(tl.float64)
         values = tl.where(values < low, low, values)
         values = tl.where(values > high, high, values)
     return tl.where(mask, values, 0.0)
@@ -112,10 +120,10 @@ def ssim_partials(
     x_row,
     y_plane,
     y_row,
-    scale,
-    offset,
-    low,
-    high,
+    scale: tl.float64,
+    offset: tl.float64,
+    low: tl.float64,
+    high: tl.float64,
     unit,
     weight,
     c1,
@@ -165,6 +173,7 @@ def ssim_partials(
         band = tl.where(lag == k, TAPS[k], band)
     bands = tl.broadcast_to(band[None, :, :], (8, BLOCK, BLOCK))
 
+    scale, offset, low, high = _double(scale), _double(offset), _double(low), _double(high)
     # The shift: the mean of the tile, about halfway down.
     middle = tl.minimum(first + (PLANES + DEPTH - 2) // 2, depth - 1)
     sample_x = _load(

@@ -116,6 +116,29 @@ def test_types_and_the_map(
 
 
 @pytest.mark.parametrize(("window", "ndim"), CASES)
+@pytest.mark.parametrize("clip", [None, (7003.3, 7003.6)])
+def test_the_map_far_from_zero(
+    clip: tuple[float, float] | None, window: Window, ndim: int
+) -> None:
+    """Neither the product nor a limit can be a float32: half a unit of one is 2e-4 here."""
+    depth = 11 if ndim == 3 else 2
+    x, y = ((v + 1e4).float() for v in pair(depth, 13, 14))
+    mapping = (0.7, 3.1, clip)
+    got = windowed_ssim_triton(x, y, 0.7, window, ndim, *mapping)
+    mapped = [reference.mapped(v, *mapping) for v in (x, y)]
+    torch.testing.assert_close(got, exact(*mapped, 0.7, window, ndim), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "ndim"), CASES)
+@pytest.mark.parametrize("clip", [(0.2, 0.7), (0.0, 1.0)])
+def test_limits_without_a_map(clip: tuple[float, float], window: Window, ndim: int) -> None:
+    x, y = (v.float() for v in pair(11 if ndim == 3 else 2, 13, 14))
+    got = windowed_ssim_triton(x, y, 1.0, window, ndim, 1.0, 0.0, clip)
+    mapped = [reference.mapped(v, 1.0, 0.0, clip) for v in (x, y)]
+    torch.testing.assert_close(got, exact(*mapped, 1.0, window, ndim), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "ndim"), CASES)
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
 def test_identical_is_exactly_one(scale: float, window: Window, ndim: int) -> None:
     x = pair(11 if ndim == 3 else 2, 13, 14)[0].float() * scale
@@ -155,8 +178,9 @@ def test_views(window: Window, ndim: int) -> None:
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_addresses_past_two_to_the_31(ndim: int) -> None:
-    # 3 GB of address space; on a CPU a few pages of it are ever touched.
+def test_addresses_past_two_to_the_31(ndim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 GB of address space; on a CPU a few pages of it are ever touched, unless they are filled.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     storage = torch.empty(3_000_000_000, dtype=torch.uint8, device=DEVICE)
     far = storage.as_strided((8, 7, 9), (400_000_000, 16, 1))
     x, y = ((v * 200).clamp(0, 255).to(torch.uint8) for v in pair(8, 7, 9))

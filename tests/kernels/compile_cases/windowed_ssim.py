@@ -15,7 +15,8 @@ from microdiffusion_fast.kernels.windowed_ssim.triton_kernel import (
 )
 
 SIZES = ("depth", "height", "width", "x_plane", "x_row", "y_plane", "y_row")
-SCALARS = ("scale", "offset", "low", "high", "unit", "weight", "c1", "c2", "norm")
+MAP = ("scale", "offset", "low", "high")
+SCALARS = ("unit", "weight", "c1", "c2", "norm")
 
 
 def _case(name: str, window: str, ndim: int, types: tuple[str, str], mapped: bool = False) -> Case:
@@ -38,6 +39,7 @@ def _case(name: str, window: str, ndim: int, types: tuple[str, str], mapped: boo
             "y": f"*{types[1]}",
             "partials": "*fp64",
             **dict.fromkeys(SIZES, "i64"),
+            **dict.fromkeys(MAP, "fp64"),
             **dict.fromkeys(SCALARS, "fp32"),
         },
         constants=constants,
