@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,12 @@ def vessel_volume() -> Path:
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` and `empty_like` give NaN, so that a value never written shows."""
-    empty, empty_like = torch.empty, torch.empty_like
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN (integers their largest), so that a value never written shows.
 
-    def poison(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+    torch's own fill: it covers `Tensor.new_empty` and `empty_strided` too.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.set_deterministic_debug_mode(mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_as_accurate_as_plain_torch(
             torch.testing.assert_close(got, exact, rtol=1e-13, atol=1e-13)
         else:
             as_accurate(got, plain(data, *arguments), exact)
+
+
+def test_a_launch_that_writes_nothing_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, poisoned_memory: None
+) -> None:
+    monkeypatch.setattr(kernels, "_project_kernel", MagicMock())
+    got = kernels.project_triton(torch.ones(4, 3, 5, device=DEVICE), [0.5, 0.5], 2, 0, 2)
+    assert bool(got.isnan().all())
 
 
 def test_strided_and_empty_planes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -84,6 +85,17 @@ def test_shapes_and_switches(shape: tuple[int, int, int], moments: bool) -> None
         expected = operators._sums_reference(x, y, 1.0, 0.0, [], ranges, moments)
         assert_rows(table, expected[0])
         assert torch.equal(counts, expected[1])
+
+
+def test_a_launch_that_writes_nothing_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, poisoned_memory: None
+) -> None:
+    x, y = pair((2, 9, 13), torch.float32)
+    for name in ("_slice_kernel", "_chunk_kernel"):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, name, MagicMock())
+            table, _ = kernels.volume_metrics_triton(x, y, 1.0, 0.0, None, None, True)
+        assert bool(table[:, 1:].isnan().any())
 
 
 def test_a_row_depends_on_its_slice_alone() -> None:

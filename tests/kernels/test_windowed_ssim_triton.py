@@ -117,9 +117,7 @@ def test_types_and_the_map(
 
 @pytest.mark.parametrize(("window", "ndim"), CASES)
 @pytest.mark.parametrize("clip", [None, (7003.3, 7003.6)])
-def test_the_map_far_from_zero(
-    clip: tuple[float, float] | None, window: Window, ndim: int
-) -> None:
+def test_the_map_far_from_zero(clip: tuple[float, float] | None, window: Window, ndim: int) -> None:
     """Neither the product nor a limit can be a float32: half a unit of one is 2e-4 here."""
     depth = 11 if ndim == 3 else 2
     x, y = ((v + 1e4).float() for v in pair(depth, 13, 14))
