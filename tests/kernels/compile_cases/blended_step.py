@@ -15,7 +15,9 @@ from microdiffusion_fast.kernels.blended_step.triton_kernel import (
 SIZES = ("plane", "blocks", "windows", "stride", "start", "first", "row_stride", "plane_stride")
 
 
-def case(name: str, *parts: str, dtype: str = "*fp32", **constants: Any) -> Case:
+def case(
+    name: str, *parts: str, dtype: str = "*fp32", aligned: bool = True, **constants: Any
+) -> Case:
     """`parts` are the volumes beside x, prior and cond."""
     slices = constants.get("SLICES", 0)
     if slices:
@@ -41,11 +43,18 @@ def case(name: str, *parts: str, dtype: str = "*fp32", **constants: Any) -> Case
         "BLOCK": _BLOCK // 2 if slices else _BLOCK,
         **constants,
     }
-    # Four bfloat16 a thread and slice are 64 bits; eight would not fit the registers of a window.
-    streaming = not (slices and dtype == "*bf16")
+    # Four half-precision numbers a thread and slice are 64 bits; eight would not fit the
+    # registers of a window.
+    streaming = aligned and not (slices and dtype in ("*bf16", "*fp16"))
     options = {"num_warps": 4, "enable_fp_fusion": False}
     return Case(
-        f"blended_step: {name}", _blended_step_kernel, signature, constants, options, streaming
+        f"blended_step: {name}",
+        _blended_step_kernel,
+        signature,
+        constants,
+        options,
+        streaming,
+        aligned,
     )
 
 
@@ -56,10 +65,11 @@ CASES = [
     case("guided, drawn, block", "p_uncond", DRAW="quads", ROWS=True),
     case("guided, drawn, block, odd", "p_uncond", DRAW="voxels", ROWS=True),
     case("bfloat16, guided, drawn", "p_uncond", dtype="*bf16", DRAW="quads"),
+    case("float16, guided, drawn", "p_uncond", dtype="*fp16", DRAW="quads"),
     case("windows of 6", "p_uncond", SLICES=6),
     case("windows of 6, drawn", "p_uncond", SLICES=6, DRAW="quads"),
     case("windows of 6, drawn, words on device", "p_uncond", SLICES=6, DRAW="quads", words=True),
-    case("windows of 6, drawn, odd", "p_uncond", SLICES=6, DRAW="voxels"),
+    case("windows of 6, drawn, odd", "p_uncond", aligned=False, SLICES=6, DRAW="voxels"),
     case("windows of 8, all", "p_uncond", "p_history", "p_noise", SLICES=8),
     case("windows of 6, bfloat16", "p_uncond", dtype="*bf16", SLICES=6),
     case("windows of 20, drawn", "p_uncond", SLICES=20, DRAW="quads"),

@@ -14,10 +14,12 @@ class Case:
         name: row of the table, "<stem>: <variant>".
         kernel: the `triton.jit` function.
         signature: type of every argument that is not a constant, "*fp32", "i64", ... Pointers and
-            i64 sizes count as multiples of 16, as they are for contiguous tensors of usual sizes.
+            i64 sizes count as multiples of 16, as they are for contiguous tensors of usual sizes,
+            unless `aligned` is False.
         constants: value of every `tl.constexpr` argument.
         options: compiler options of the launch, `num_warps` above all.
         streaming: whether 128-bit loads are a must.
+        aligned: False for odd sizes and views: nothing is known of any address.
     """
 
     name: str
@@ -26,3 +28,4 @@ class Case:
     constants: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     streaming: bool = False
+    aligned: bool = True

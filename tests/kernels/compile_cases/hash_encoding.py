@@ -11,12 +11,13 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 def case(name: str, kernel: object, types: dict[str, str], **constants: object) -> Case:
     options = {**OPTIONS, "num_warps": constants.pop("num_warps", 4)}
+    aligned = bool(constants.pop("aligned", True))
     signature = {
         argument: types.get(argument, "i32")
         for argument in kernel.arg_names  # type: ignore[attr-defined]
         if argument not in constants
     }
-    return Case(f"hash_encoding: {name}", kernel, signature, constants, options)
+    return Case(f"hash_encoding: {name}", kernel, signature, constants, options, aligned=aligned)
 
 
 def encode(name: str, dtype: str, features: int, **constants: object) -> Case:
@@ -31,7 +32,8 @@ def encode(name: str, dtype: str, features: int, **constants: object) -> Case:
         **{f"{axis}_slots": "*i32" for axis in "zyx"},
         **{f"{axis}_fractions": "*fp32" for axis in "zyx"},
     }
-    shape = {"F": features, "FEATURES": features, "LEVELS": 8 // features, "BLOCK": 128}
+    power = 1 << (features - 1).bit_length()
+    shape = {"F": features, "FEATURES": power, "LEVELS": 8 // power, "BLOCK": 128}
     return case(name, kernels.encode_kernel, types, **shape, **constants)
 
 
@@ -70,6 +72,8 @@ CASES = [
     encode("fine levels of a grid, fp32, F=4", "*fp32", 4, LATTICE=False, **GRID),
     encode("lattice, fp32, F=2", "*fp32", 2, LATTICE=True, **GRID),
     encode("lattice, projection, fp16, F=4", "*fp16", 4, LATTICE=True, **PROJECTION),
+    encode("points, fp32, F=3, odd", "*fp32", 3, LATTICE=False, aligned=False, **POINTS),
+    scatter("fine levels backward, fp32, F=2, odd", "*fp32", 2, aligned=False, **PROJECTION),
     scatter("points backward, fp32, F=2", "*fp32", 2, **POINTS),
     scatter("fine levels backward, bf16, F=4", "*bf16", 4, **PROJECTION),
     case(
@@ -81,7 +85,7 @@ CASES = [
         FEATURES=2,
         BLOCK=128,
     ),
-    case("axis of 512", kernels.axis_kernel, POINTERS, BLOCK=512),
+    case("axis of 500, odd", kernels.axis_kernel, POINTERS, BLOCK=512, aligned=False),
     case(
         "look-up, bf16, F=2",
         kernels.look_up_kernel,

@@ -34,7 +34,7 @@ def compile_case(case: Case, architecture: int) -> dict[str, Any]:
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if signature[name].startswith("*") or signature[name] == "i64"
+        if case.aligned and (signature[name].startswith("*") or signature[name] == "i64")
     }
     constants = {name: case.constants[name] for name in names if signature[name] == "constexpr"}
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=aligned)

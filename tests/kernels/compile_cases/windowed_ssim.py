@@ -19,7 +19,14 @@ MAP = ("scale", "offset", "low", "high")
 SCALARS = ("unit", "weight", "c1", "c2", "norm")
 
 
-def _case(name: str, window: str, ndim: int, types: tuple[str, str], mapped: bool = False) -> Case:
+def _case(
+    name: str,
+    window: str,
+    ndim: int,
+    types: tuple[str, str],
+    mapped: bool = False,
+    aligned: bool = True,
+) -> Case:
     taps = window_taps(window)
     constants: dict[str, Any] = {
         "TAPS": tuple([1.0] * len(taps) if window == "uniform" else taps),
@@ -44,6 +51,7 @@ def _case(name: str, window: str, ndim: int, types: tuple[str, str], mapped: boo
         },
         constants=constants,
         options=OPTIONS,
+        aligned=aligned,
     )
 
 
@@ -52,6 +60,7 @@ CASES = [
     _case("uniform, 3D, u16, map and clip", "uniform", 3, ("u16", "u16"), mapped=True),
     _case("uniform, 2D, bf16 and u8", "uniform", 2, ("bf16", "u8")),
     _case("gaussian, 3D, fp32", "gaussian", 3, ("fp32", "fp32")),
+    _case("gaussian, 3D, fp32, odd", "gaussian", 3, ("fp32", "fp32"), aligned=False),
     _case("gaussian, 3D, fp64", "gaussian", 3, ("fp64", "fp64")),
     _case("gaussian, 2D, fp16, map and clip", "gaussian", 2, ("fp16", "fp16"), mapped=True),
 ]
