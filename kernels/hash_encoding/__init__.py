@@ -9,8 +9,15 @@ from torch import Tensor
 
 from .. import _backend
 from . import reference
-from .geometry import arguments, levels_of, spec_of
-from .grid import hash_encoding_grid, hash_encoding_projection, is_native
+from .geometry import (
+    arguments,
+    check_spec_and_table,
+    is_native,
+    is_triton,
+    levels_of,
+    spec_of,
+)
+from .grid import hash_encoding_grid, hash_encoding_projection
 from .reference import HashGridSpec
 
 __all__ = [
@@ -36,16 +43,17 @@ def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tenso
 
     Raises:
         ValueError: if a shape does not fit the spec, or the devices differ. TypeError: for other
-        dtypes.
+        types.
 
     Source: Mueller et al. 2022, ACM TOG 41(4), section 3.
     """
+    if not isinstance(positions, Tensor):
+        raise TypeError(f"positions: expected a tensor, got {type(positions).__name__}")
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"positions: expected shape [N, 3], got {list(positions.shape)}")
     if positions.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"positions: expected float32 or float64, got {positions.dtype}")
-    if not table.is_floating_point():
-        raise TypeError(f"table: expected a floating-point tensor, got {table.dtype}")
+    check_spec_and_table(spec, table)
     if tuple(table.shape) not in ((spec.n_params,), (spec.n_entries, spec.n_features)):
         expected = f"shape [{spec.n_params}] or [{spec.n_entries}, {spec.n_features}]"
         raise ValueError(f"table: expected {expected}, got {list(table.shape)}")
@@ -139,7 +147,7 @@ if _backend.triton_missing is None:
 
     @_encode.register_kernel("cuda")
     def _triton_encode(positions: Tensor, table: Tensor, *numbers: Any) -> Tensor:
-        if table.dtype == torch.float64:
+        if not is_triton(table):
             return reference.encode(positions, table, spec_of(*numbers))
         from .launch import encode_triton
 
@@ -150,7 +158,7 @@ if _backend.triton_missing is None:
         grad: Tensor, positions: Tensor, table: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         spec, want = spec_of(*rest[:-1]), rest[-1]
-        if table.dtype == torch.float64:
+        if not is_triton(table):
             return reference.encode_backward(grad, positions, table, spec, want_positions=want)
         from .launch import encode_backward_triton
 

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from .. import _backend
 from . import reference
-from .geometry import arguments, levels_of, spec_of
+from .geometry import (
+    arguments,
+    check_spec_and_table,
+    is_native,
+    is_triton,
+    levels_of,
+    spec_of,
+)
 from .reference import HashGridSpec
 
 
@@ -24,7 +31,9 @@ def hash_encoding_grid(axes: Sequence[Tensor], table: Tensor, spec: HashGridSpec
     """Encode the grid points (z, y, x) of three coordinate axes, as `hash_encoding` would.
 
     Args:
-        axes: three ascending coordinate vectors [Z], [Y], [X] in [0, 1], float32 or float64.
+        axes: three ascending coordinate vectors [Z], [Y], [X] in [0, 1], float32 or float64. On a
+            GPU that they ascend and stay inside is not checked, which would wait for the device:
+            others give wrong numbers there.
         table: parameters [n_entries, F], floating point. Half precision is interpolated in float32
             and cast once.
         spec: geometry of the grid; x is its first (fastest) axis.
@@ -34,8 +43,9 @@ def hash_encoding_grid(axes: Sequence[Tensor], table: Tensor, spec: HashGridSpec
         backward pass gives the same bits each run.
 
     Raises:
-        ValueError: if axes or table do not have the stated shapes, or the devices differ.
-        TypeError: for other dtypes.
+        ValueError: if axes or table do not have the stated shapes, the devices differ, or an axis
+            (on a CPU) does not ascend within [0, 1].
+        TypeError: for other types.
 
     Source: Mueller et al. 2022, ACM TOG 41(4), section 3.
     """
@@ -58,7 +68,9 @@ def hash_encoding_projection(
     linear along z, so they are one matrix from the vertices of a level to the projections.
 
     Args:
-        axes: three ascending coordinate vectors [Z], [Y], [X] in [0, 1], float32 or float64.
+        axes: three ascending coordinate vectors [Z], [Y], [X] in [0, 1], float32 or float64. On a
+            GPU that they ascend and stay inside is not checked, which would wait for the device:
+            others give wrong numbers there.
         table: parameters [n_entries, F], as in `hash_encoding_grid`.
         spec: geometry of the grid; x is its first (fastest) axis.
         weights: axial weights [s], shared by all windows.
@@ -71,16 +83,23 @@ def hash_encoding_projection(
         gives the same bits each run.
 
     Raises:
-        ValueError: if axes or table do not have the stated shapes, the devices differ, or the
-        windows do not fit into the volume. TypeError: for other dtypes.
+        ValueError: if axes or table do not have the stated shapes, the devices differ, an axis
+            (on a CPU) does not ascend within [0, 1], or the windows do not fit into the volume.
+        TypeError: for other types.
 
     Source: MicroDiffusion (arXiv 2403.10815), section 3; Mueller et al. 2022, section 3.
     """
     z, y, x = _checked(axes, table, spec)
-    taps = [float(w) for w in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    values = weights.tolist() if isinstance(weights, Tensor) else weights
+    try:
+        taps = [float(weight) for weight in values]
+    except (TypeError, ValueError):
+        raise TypeError(f"weights: expected a vector of numbers, got {values!r}") from None
     if not taps or not all(math.isfinite(w) for w in taps):
         raise ValueError(f"weights: expected finite numbers, got {taps}")
     for name, value, least in (("stride", stride, 1), ("start", start, 0), ("count", count, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     end = start + (count - 1) * stride + len(taps)
@@ -93,14 +112,18 @@ def hash_encoding_projection(
 def _checked(
     axes: Sequence[Tensor], table: Tensor, spec: HashGridSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if not isinstance(axes, Sequence) or not all(isinstance(axis, Tensor) for axis in axes):
+        got = type(axes).__name__
+        if isinstance(axes, Sequence):
+            got += " of " + ", ".join(type(axis).__name__ for axis in axes)
+        raise TypeError(f"axes: expected three tensors (z, y, x), got {got}")
+    check_spec_and_table(spec, table)
     if len(axes) != 3 or any(axis.ndim != 1 or axis.shape[0] == 0 for axis in axes):
         shapes = [list(axis.shape) for axis in axes]
         raise ValueError(f"axes: expected three non-empty vectors (z, y, x), got shapes {shapes}")
     if tuple(table.shape) != (spec.n_entries, spec.n_features):
         expected = [spec.n_entries, spec.n_features]
         raise ValueError(f"table: expected shape {expected}, got {list(table.shape)}")
-    if not table.is_floating_point():
-        raise TypeError(f"table: expected a floating-point tensor, got {table.dtype}")
     z, y, x = axes
     for axis in (z, y, x):
         if axis.dtype not in (torch.float32, torch.float64) or axis.dtype != z.dtype:
@@ -110,10 +133,17 @@ def _checked(
     return z, y, x
 
 
-def is_native(spec: HashGridSpec, table: Tensor, positions: Tensor) -> bool:
-    """Whether the native kernels take these; the reference takes the rest."""
-    single = table.dtype == positions.dtype == torch.float32
-    return single and spec.n_features in (1, 2, 4, 8)
+def _check_ascent(*axes: Tensor) -> None:
+    """Refuses axes that the lattices of a level do not fit; on a GPU this would wait for it."""
+    for axis in axes:
+        if axis.device.type != "cpu":
+            continue
+        bounded = torch.cat([axis.new_zeros(1), axis.detach(), axis.new_ones(1)])
+        ascends = bounded[1:] >= bounded[:-1]  # False next to NaN
+        if not ascends.all():
+            at = int(ascends.logical_not().nonzero()[0])
+            found = ", ".join(f"{value:g}" for value in axis[max(at - 1, 0) : at + 1].tolist())
+            raise ValueError(f"axes: expected ascending coordinates in [0, 1], got {found}")
 
 
 @torch.library.custom_op("microdiffusion_fast::hash_encoding_grid", mutates_args=())
@@ -132,6 +162,7 @@ def _encode(
     start: int,
     count: int,
 ) -> Tensor:
+    _check_ascent(z, y, x)
     spec = spec_of(n_levels, n_features, log2_hashmap_size, base_resolution, per_level_scale)
     return reference.encode_grid((z, y, x), table, spec, weights, stride, start, count)
 
@@ -178,6 +209,7 @@ if _backend.native is not None:
 
     @_encode.register_kernel("cpu")
     def _native_encode(z: Tensor, y: Tensor, x: Tensor, table: Tensor, *geometry: Any) -> Tensor:
+        _check_ascent(z, y, x)
         spec = spec_of(*geometry[:5])
         if not is_native(spec, table, z):
             return reference.encode_grid((z, y, x), table, spec, *geometry[5:])
@@ -206,7 +238,7 @@ if _backend.triton_missing is None:
     @_encode.register_kernel("cuda")
     def _triton_encode(z: Tensor, y: Tensor, x: Tensor, table: Tensor, *geometry: Any) -> Tensor:
         spec = spec_of(*geometry[:5])
-        if table.dtype == torch.float64:
+        if not is_triton(table):
             return reference.encode_grid((z, y, x), table, spec, *geometry[5:])
         from .launch import encode_grid_triton
 
@@ -217,7 +249,7 @@ if _backend.triton_missing is None:
         grad: Tensor, z: Tensor, y: Tensor, x: Tensor, *geometry: Any
     ) -> Tensor:
         spec = spec_of(*geometry[:5])
-        if grad.dtype == torch.float64:
+        if not is_triton(grad):
             return reference.encode_grid_backward(grad, (z, y, x), spec, *geometry[5:8])
         from .launch import encode_grid_backward_triton
 

@@ -7,8 +7,8 @@ there are at most follows from the shapes: no launch waits for the device.
 The table's gradient is summed in 64-bit fixed point, since integer atomics give the same sum in any
 order. A unit is the largest gradient times 2^(b - 62), rounded up to a power of two, where 2^b
 bounds the sum of the weights: no sum overflows, and what is added is rounded to the nearest unit,
-2^-41 of the largest gradient for 2^21 points. Where a gradient is not finite, all of the result is
-NaN. The coarse levels of a grid sum around each vertex first: one addition a vertex.
+2^-41 of the largest gradient for 2^21 points. Where a gradient or a position is not finite, all of
+the result is NaN. The coarse levels of a grid sum around each vertex first: one addition a vertex.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def encode_backward_triton(
     scales, geometry = _geometry(spec, table.device)
     f, features, _ = _features(spec)
     sums = torch.zeros(table.shape, dtype=torch.int64, device=table.device)
-    units, inverse = _fixed_point(grad, n)
+    units, inverse = _fixed_point(grad, n, positions)
     blocks = _blocks(n)
     with torch.cuda.device_of(table):
         kernels.scatter_kernel[(blocks, spec.n_levels)](
@@ -170,7 +170,9 @@ def encode_grid_backward_triton(
     return (sums * inverse).to(grad.dtype)
 
 
-@lru_cache(maxsize=256)
+# Without a bound: a captured CUDA graph reads these tensors by their address, and one that was
+# dropped would be freed under it. They are a few hundred bytes for each grid and shape.
+@cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device; kept, so that only a first call waits for their copy."""
     return torch.tensor(values, dtype=dtype, device=device)
@@ -200,13 +202,17 @@ def _blocks(n: int) -> int:
     return -(-n // BLOCK)
 
 
-def _fixed_point(grad: Tensor, contributions: float) -> tuple[Tensor, Tensor]:
-    """Units in 1, and 1 unit, which is NaN where a gradient is not finite."""
+def _fixed_point(
+    grad: Tensor, contributions: float, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Units in 1, and 1 unit, which is NaN where a gradient or a position is not finite."""
     largest = torch.linalg.vector_norm(grad, math.inf, dtype=torch.float32).double()
     finite = largest.isfinite()
     exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent
     bits = math.ceil(math.log2(max(contributions, 1.0)))
     units = torch.ldexp(torch.ones_like(largest), 62 - bits - exponent)
+    if positions is not None:
+        finite = finite & torch.linalg.vector_norm(positions, math.inf).isfinite()
     return units, torch.where(finite, 1.0 / units, math.nan)
 
 

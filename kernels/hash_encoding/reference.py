@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ class HashGridSpec:
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise ValueError(f"{name}: expected an integer in {least}..{most}, got {value!r}")
         growth = self.per_level_scale
-        if not 1.0 <= growth <= 1024.0:
+        is_number = isinstance(growth, Real) and not isinstance(growth, bool)
+        if not is_number or not 1.0 <= growth <= 1024.0:
             raise ValueError(f"per_level_scale: expected a number in 1..1024, got {growth!r}")
         finest = math.log2(self.base_resolution) + (self.n_levels - 1) * math.log2(growth)
         if finest >= 31.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import struct
 
@@ -10,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdiffusion_fast.kernels.hash_encoding import HashGridSpec, hash_encoding, reference
+from microdiffusion_fast.kernels import _backend
+from microdiffusion_fast.kernels.hash_encoding import (
+    HashGridSpec,
+    geometry,
+    hash_encoding,
+    reference,
+)
 
 SMALL = HashGridSpec(
     n_levels=4, n_features=2, log2_hashmap_size=7, base_resolution=3, per_level_scale=1.5
@@ -260,6 +267,9 @@ def test_configuration_for_tiny_cuda_nn() -> None:
         {"per_level_scale": 0.5},
         {"per_level_scale": math.nan},
         {"per_level_scale": 1e6},
+        {"per_level_scale": "a"},
+        {"per_level_scale": None},
+        {"per_level_scale": True},
         {"per_level_scale": 1000.0, "n_levels": 128},
     ],
 )
@@ -276,5 +286,51 @@ def test_errors() -> None:
         hash_encoding(torch.zeros(4, 3).half(), table, SMALL)
     with pytest.raises(ValueError, match=r"^table: expected shape \[832\] or \[416, 2\]"):
         hash_encoding(torch.zeros(4, 3), table[:-1], SMALL)
-    with pytest.raises(TypeError, match=r"^table: expected a floating"):
-        hash_encoding(torch.zeros(4, 3), table.long(), SMALL)
+    for dtype in (torch.int64, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=rf"^table: expected float16, .* got {dtype}"):
+            hash_encoding(torch.zeros(4, 3), table.to(dtype), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("positions", None), ("positions", [[0.0, 0.0, 0.0]]), ("table", None), ("spec", None)],
+)
+def test_arguments_of_other_types(argument: str, value: object) -> None:
+    arguments = {"positions": torch.zeros(4, 3), "table": random_table(SMALL), "spec": SMALL}
+    with pytest.raises(TypeError, match=f"^{argument}: expected a .*, got {type(value).__name__}"):
+        hash_encoding(**arguments | {argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_takes_what_float32_arithmetic_serves(dtype: torch.dtype) -> None:
+    table = random_table(SMALL, dtype)
+    assert geometry.is_triton(table)
+    assert not geometry.is_triton(table.double())
+
+
+def test_a_double_table_on_a_gpu_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, without a GPU: what is registered for CUDA, on tensors that lie elsewhere."""
+    if _backend.triton_missing is not None:
+        pytest.skip(f"triton: {_backend.triton_missing}")
+    from microdiffusion_fast.kernels.hash_encoding import grid, launch
+
+    points = importlib.import_module(hash_encoding.__module__)
+    launched: list[torch.dtype] = []
+
+    def note(_: object, table: torch.Tensor, *rest: object) -> torch.Tensor:
+        launched.append(table.dtype)
+        return table
+
+    for name in ("encode_triton", "encode_grid_triton"):
+        monkeypatch.setattr(launch, name, note)
+    axes = [torch.full((1,), 0.5)] * 3
+    for dtype in (torch.float64, torch.float32):
+        rows = random_table(SMALL, dtype).reshape(-1, 2)
+        numbers = geometry.arguments(SMALL)
+        points._triton_encode(random_positions(3, dtype), rows, *numbers)
+        grid._triton_encode(*axes, rows, *numbers, [1.0], 1, 0, 1)
+    assert launched == [torch.float32] * 2
+
+
+def test_levels_are_shared_and_cannot_be_changed() -> None:
+    assert isinstance(geometry.levels_of(SMALL), tuple)

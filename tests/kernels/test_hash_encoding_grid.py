@@ -152,6 +152,66 @@ def test_bad_axes(axes: list[Tensor], argument: str) -> None:
         hash_encoding_grid(axes, make_table(DENSE), DENSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [
+        pytest.param([0.1, 0.6, 0.5], "0.6, 0.5", id="descends"),
+        pytest.param([-0.1, 0.5, 0.6], "-0.1", id="below 0"),
+        pytest.param([0.1, 0.5, 1.01], "1.01", id="above 1"),
+        pytest.param([0.1, float("nan"), 0.5], "0.1, nan", id="NaN"),
+        pytest.param([float("nan")], "nan", id="NaN alone"),
+        pytest.param([0.5, float("inf")], "inf", id="infinity"),
+    ],
+)
+def test_axes_that_do_not_ascend(
+    values: list[float], got: str, at: int, dtype: torch.dtype
+) -> None:
+    """Both CPU backends refuse them, in both functions."""
+    axes, table = centres(3, 4, 5, dtype=dtype), make_table(DENSE, dtype)
+    axes[at] = torch.tensor(values, dtype=dtype)
+    message = rf"^axes: expected ascending coordinates in \[0, 1\], got {got}$"
+    with pytest.raises(ValueError, match=message):
+        hash_encoding_grid(axes, table, DENSE)
+    with pytest.raises(ValueError, match=message):
+        hash_encoding_projection(axes, table, DENSE, [1.0], 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("axes", None),
+        ("axes", [[0.1, 0.2]] * 3),
+        ("axes", [torch.zeros(2), torch.zeros(2), None]),
+        ("axes", torch.zeros(3, 4)),
+        ("table", None),
+        ("spec", None),
+        ("weights", None),
+        ("weights", torch.ones(2, 2)),
+        ("weights", torch.tensor(1.0)),
+        ("weights", ["a"]),
+        ("stride", 1.5),
+        ("stride", True),
+        ("start", None),
+        ("count", None),
+        ("count", "2"),
+    ],
+)
+def test_arguments_of_other_types(argument: str, value: object) -> None:
+    arguments = {
+        "axes": centres(4, 2, 2),
+        "table": make_table(DENSE),
+        "spec": DENSE,
+        "weights": [0.5, 0.5],
+        "stride": 2,
+        "start": 0,
+        "count": 2,
+    }
+    with pytest.raises(TypeError, match=f"^{argument}: expected .*, got"):
+        hash_encoding_projection(**arguments | {argument: value})  # type: ignore[arg-type]
+
+
 def test_bad_table() -> None:
     with pytest.raises(ValueError, match="^table: expected shape"):
         hash_encoding_grid(centres(2, 2, 2), make_table(DENSE)[:-1], DENSE)
@@ -261,7 +321,7 @@ def test_bad_windows(change: dict[str, object], message: str) -> None:
 
 def test_bad_dtypes_and_devices() -> None:
     axes, table = centres(2, 2, 2), make_table(DENSE)
-    with pytest.raises(TypeError, match="^table: expected a floating-point tensor, got torch.int"):
+    with pytest.raises(TypeError, match="^table: expected float16, .* got torch.int64"):
         hash_encoding_grid(axes, table.long(), DENSE)
     with pytest.raises(TypeError, match="^axes: expected all float32 or all float64, got"):
         hash_encoding_grid([axes[0], axes[1], axes[2].float()], table, DENSE)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -218,6 +219,39 @@ def test_a_gradient_that_is_not_finite_shows(bad: float) -> None:
     grad[4, 3] = bad
     got, _ = launch.encode_backward_triton(grad, positions, table, MIXED, want_positions=False)
     assert bool(got.isnan().all())
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_position_that_is_not_finite_shows(bad: float) -> None:
+    positions, table = points(9), table_of(MIXED)
+    positions[4, 1] = bad
+    grad = random(9, MIXED.n_outputs)
+    got, _ = launch.encode_backward_triton(grad, positions, table, MIXED, want_positions=False)
+    assert bool(got.isnan().all())
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_of_a_grid_that_is_not_finite_shows(bad: float) -> None:
+    grad = random(2, 3, 4, MIXED.n_outputs)
+    grad[1, 2, 0, 0] = bad
+    got = launch.encode_grid_backward_triton(grad, centres(2, 3, 4), MIXED, [1.0], 1, 0)
+    assert bool(got.isnan().all())
+
+
+def test_graphs_keep_their_constants() -> None:
+    """A captured graph reads them by address: none is ever dropped."""
+    assert launch._constant.cache_info().maxsize is None
+
+
+def test_a_launch_that_writes_nothing_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, poisoned_memory: None
+) -> None:
+    monkeypatch.setattr(launch.kernels, "encode_kernel", MagicMock())
+    assert bool(launch.encode_triton(points(3), table_of(MIXED), MIXED).isnan().all())
+    grid = launch.encode_grid_triton(centres(2, 3, 4), table_of(MIXED), MIXED, [1.0], 1, 0, 2)
+    assert bool(grid.isnan().all())
 
 
 def test_no_gradient_gives_zeros() -> None:
