@@ -8,14 +8,13 @@ geometry never synchronises with a device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _backend
+from .. import _backend, checks
 from . import reference
 from .reference import gram_condition
 
@@ -33,7 +32,8 @@ def axial_projection(
     """Weighted means along z: `y[k] = sum_i weights[i] * x[start + k*stride + i]`.
 
     Args:
-        x: Volume [Z, Y, X], any floating dtype; half precision is accumulated in float32.
+        x: Volume [Z, Y, X], float16, bfloat16, float32 or float64; half precision is accumulated in
+            float32. Y or X may be 0.
         weights: Axial weights [s], shared by all windows.
         stride: Slices between window starts.
         start: First slice of the first window.
@@ -44,13 +44,17 @@ def axial_projection(
         `A^T`.
 
     Raises:
-        ValueError: if the windows do not fit into the volume. TypeError: if `x` is not floating
-        point.
+        ValueError: if `x` is not 3D, the windows do not fit into it, a number is out of range or
+            the squares of the weights add up to no normal float64.
+        TypeError: if `x` is no dense floating-point tensor, or a number or weight is of another
+            kind.
 
     Source: MicroDiffusion (arXiv 2403.10815), section 3.
     """
-    taps = _checked("x", x, weights, stride, start, count)
-    _check_fit(x.shape[0], len(taps), stride, start, count)
+    checks.tensor("x", x, ndim=3, floating=True)
+    taps, stride, start = _geometry(weights, stride, start)
+    count = checks.integer("count", count, 1)
+    _check_fit("x", x.shape[0], len(taps), stride, start, count)
     return _project(x, taps, stride, start, count)
 
 
@@ -62,12 +66,11 @@ def axial_backprojection(
     Slices that no window covers are zero. Differentiable in `y`; the backward pass is `A`.
 
     Raises:
-        ValueError: if the windows do not fit into `depth` slices. TypeError: if `y` is not floating
-        point.
+        ValueError: if `y` is not 3D or holds no projection, the windows do not fit into `depth`
+            slices, or as in `axial_projection`.
+        TypeError: as in `axial_projection`.
     """
-    taps = _checked("y", y, weights, stride, start, y.shape[0])
-    _check_fit(depth, len(taps), stride, start, y.shape[0])
-    return _backproject(y, taps, stride, start, depth)
+    return _backproject(y, *_spread_geometry(y, weights, stride, start, depth))
 
 
 def axial_pseudo_inverse(
@@ -80,37 +83,40 @@ def axial_pseudo_inverse(
     damped beyond (see `reference.cholesky_band`).
 
     Raises:
-        ValueError: if the windows do not fit into `depth` slices. TypeError: if `y` is not floating
-        point.
+        ValueError: if `y` is not 3D or holds no projection, the windows do not fit into `depth`
+            slices, or as in `axial_projection`.
+        TypeError: as in `axial_projection`.
     """
-    taps = _checked("y", y, weights, stride, start, y.shape[0])
-    _check_fit(depth, len(taps), stride, start, y.shape[0])
-    return _pseudo_inverse(y, taps, stride, start, depth)
+    return _pseudo_inverse(y, *_spread_geometry(y, weights, stride, start, depth))
 
 
-def _checked(
-    name: str, data: Tensor, weights: Tensor | Sequence[float], stride: int, start: int, count: int
-) -> list[float]:
-    if data.ndim != 3:
-        raise ValueError(f"{name}: expected 3 dimensions, got shape {tuple(data.shape)}")
-    if not data.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {data.dtype}")
-    taps = [float(w) for w in (weights.tolist() if isinstance(weights, Tensor) else weights)]
-    if not taps or not all(math.isfinite(w) for w in taps) or not any(taps):
-        raise ValueError(f"weights: expected finite numbers, not all zero, got {taps}")
-    if stride < 1:
-        raise ValueError(f"stride: expected at least 1, got {stride}")
-    if start < 0:
-        raise ValueError(f"start: expected at least 0, got {start}")
-    if count < 1:
-        raise ValueError(f"count: expected at least 1 window, got {count}")
-    return taps
+def _geometry(
+    weights: Tensor | Sequence[float], stride: int, start: int
+) -> tuple[list[float], int, int]:
+    taps = checks.taps("weights", weights)
+    return taps, checks.integer("stride", stride, 1), checks.integer("start", start)
 
 
-def _check_fit(depth: int, s: int, stride: int, start: int, count: int) -> None:
+def _spread_geometry(
+    y: Tensor, weights: Tensor | Sequence[float], stride: int, start: int, depth: int
+) -> tuple[list[float], int, int, int]:
+    """What the operators from [K, Y, X] to [Z, Y, X] ask of their arguments."""
+    count, height, width = checks.tensor("y", y, ndim=3, floating=True).shape
+    if count == 0:
+        raise ValueError(f"y: expected at least 1 projection, got shape {list(y.shape)}")
+    taps, stride, start = _geometry(weights, stride, start)
+    depth = checks.integer("depth", depth, 1)
+    _check_fit("depth", depth, len(taps), stride, start, count)
+    # Room for float64, whatever the dtype.
+    if depth * height * width >= 1 << 60:
+        raise ValueError(f"depth: expected fewer than 2^60 voxels in all, got {depth}")
+    return taps, stride, start, depth
+
+
+def _check_fit(name: str, depth: int, s: int, stride: int, start: int, count: int) -> None:
     end = start + (count - 1) * stride + s
     if end > depth:
-        raise ValueError(f"depth: expected at least {end} slices for {count} windows, got {depth}")
+        raise ValueError(f"{name}: expected at least {end} slices for {count} windows, got {depth}")
 
 
 @torch.library.custom_op("microdiffusion_fast::axial_projection", mutates_args=())

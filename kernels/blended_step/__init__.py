@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .. import _backend
 from ..axial_projection.reference import gram_band
-from ..counter_noise import check_word, counter_noise, noise_key
+from ..checks import on_device_of
+from ..counter_noise import counter_noise, noise_key
 from . import checks
 from .reference import COLUMNS, blended_step_reference
 
@@ -52,14 +53,6 @@ class NoiseKey(NamedTuple):
         )
 
 
-def _read(words: Tensor, key: Sequence[int]) -> list[int]:
-    """The key with what the words say: a wait where they lie on a GPU."""
-    seed, stream, first = words.tolist()
-    *_, depth, height, width = key
-    row, x = divmod(first, width)
-    return [seed, stream, *divmod(row, height), x, depth, height, width]
-
-
 def _plain(
     x: Tensor,
     prior: Tensor,
@@ -77,13 +70,15 @@ def _plain(
     start: int,
 ) -> None:
     # key: empty, or the noise_key of the noise to draw.
+    if x.device.type == "cpu":
+        checks.read_step(table, step)
     if key:
-        seed, stream, *place = key if words is None else _read(words, key)
+        seed, stream, *place = key if words is None else checks.read_words(words, key, x.shape)
         noise = counter_noise(
             x.shape,
             seed=seed % 2**64,
             # Free on a CPU; elsewhere a wait that a kernel which draws its own noise does not have.
-            step=int(table[step.reshape(()), -1]),
+            step=checks.read_key(float(table[step.reshape(()), -1])),
             stream=stream,
             offset=place[:3],
             volume_shape=place[3:],
@@ -146,15 +141,11 @@ if _backend.native is not None:
                 history, projections, weights, stride, start,
             )  # fmt: skip
             return
-        index = int(step)
-        if not 0 <= index < len(table):
-            raise IndexError(f"step: expected a row in [0, {len(table)}), got {index}")
-        *row, word = table[index].tolist()
+        *row, word = table[checks.read_step(table, step)].tolist()
         drawn = None
         if key:
-            seed, stream, *place = key if words is None else _read(words, key)
-            word = check_word("key", int(word), 32)
-            drawn = seed % 2**64, word, stream, place[:3], place[3:]
+            seed, stream, *place = key if words is None else checks.read_words(words, key, x.shape)
+            drawn = seed % 2**64, checks.read_key(word), stream, place[:3], place[3:]
         # The native module takes no tensor that requires a gradient.
         arrays = (None if v is None else v.detach().contiguous() for v in volumes)
         norm = gram_band(weights, stride)[0] if weights else 1.0
@@ -205,7 +196,7 @@ def blended_step(
 
     Args:
         x: blended state, [Z, Y, X]; becomes that of the next step, after the last row the clean
-            volume. Shares no memory with the others.
+            volume. Shares no memory with the others. An empty one stays as it is.
         prior: [Z, Y, X].
         cond: the network's output with its condition, [Z, Y, X].
         table: [K, len(COLUMNS)], float32 or float64, one row a step, on the device of x. Its values
@@ -221,9 +212,12 @@ def blended_step(
         start: first slice of the first window.
 
     Raises:
-        ValueError: a shape, a device or the geometry does not fit, a gamma lies outside [0, 1], or
-            x shares memory.
-        TypeError: an argument is no tensor, or of another kind of dtype.
+        ValueError: a shape, a device or the geometry does not fit, x or history shares memory (two
+            slices of one array do not) or requires a gradient, or a number is out of range. On a
+            CPU also: gamma outside [0, 1], numbers of the table that are not finite (limits may be
+            infinite), a step that is no row, a key or words that are none. While torch.compile
+            traces, and on the meta device, memory and the numbers of the table are not looked at.
+        TypeError: an argument is no dense floating-point tensor, or a number of another kind.
 
     Source: see `blended_step_reference`.
     """
@@ -234,22 +228,28 @@ def blended_step(
         drawn = optional["noise"] = noise
     present |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     checks.check_volumes(x, present)
+    checks.check_gradients(x, history)
     checks.check_table(table, step)
-    taps, stride = checks.check_geometry(x, projections, weights, stride, start)
+    taps, stride, start = checks.check_geometry(x, projections, weights, stride, start)
     if projections is not None:
         present["projections"] = projections
-    for name, tensor in (present | {"table": table, "step": step}).items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: expected device {x.device}, like x, got {tensor.device}")
-    if not torch.compiler.is_compiling():
-        checks.check_memory(x, history, present)
-    if x.numel() == 0:
-        return
+    present |= {"table": table, "step": step}
     key: list[int] = []
     words: Tensor | None = None
     if isinstance(noise, NoiseKey):
         key, words = noise._checked(x.shape), noise.words
         checks.check_words(words, x)
+    device = x.device
+    for name, tensor in present.items():
+        on_device_of(name, tensor, "x", device)
+    if checks.has_values(x):
+        if device.type == "cpu":
+            checks.check_coefficients(table)
+        if words is not None:
+            present["noise"] = words
+        checks.check_memory(x, history, present)
+    if x.numel() == 0:
+        return
     _step(
         x, prior, cond, table, step, uncond, drawn, key, words,
         history, projections, taps, stride, start,

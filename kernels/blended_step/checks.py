@@ -8,49 +8,63 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import checks
 from .reference import COLUMNS
 
-_GAMMA = COLUMNS.index("gamma")
+_GAMMA, _LOW, _HIGH = map(COLUMNS.index, ("gamma", "low", "high"))
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
-    """Raises TypeError unless `tensor` is a floating-point tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+def has_values(x: Tensor) -> bool:
+    """Whether there is memory to look at: not while tracing, nor on the meta device."""
+    return not torch.compiler.is_compiling() and x.untyped_storage().device.type != "meta"
 
 
 def check_volumes(x: Tensor, volumes: dict[str, Tensor]) -> None:
     """x is [Z, Y, X], and so are the others."""
-    check_floating("x", x)
-    if x.ndim != 3:
-        raise ValueError(f"x: expected [Z, Y, X], got shape {list(x.shape)}")
+    checks.tensor("x", x, ndim=3, floating=True)
     for name, tensor in volumes.items():
-        check_floating(name, tensor)
+        checks.tensor(name, tensor, floating=True)
         if tensor.shape != x.shape:
             expected = f"shape {list(x.shape)}, like x"
             raise ValueError(f"{name}: expected {expected}, got {list(tensor.shape)}")
 
 
+def check_gradients(x: Tensor, history: Tensor | None) -> None:
+    """What is written has no gradient to lose, by torch's own rule for writing in place."""
+    for name, tensor in (("x", x), ("history", history)):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            expected = "a tensor without a gradient, or torch.no_grad()"
+            raise ValueError(f"{name}: expected {expected}, got one that requires a gradient")
+
+
 def check_table(table: Tensor, step: Tensor) -> None:
-    """The table and the counter; values are read where that is free, on a CPU."""
-    check_floating("table", table)
+    """The kind and shape of the table and the counter."""
+    checks.tensor("table", table, floating=True)
     if table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"table: expected float32 or float64, got {table.dtype}")
     if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] != len(COLUMNS):
         expected = f"shape [K, {len(COLUMNS)}], K at least 1"
         raise ValueError(f"table: expected {expected}, got {list(table.shape)}")
-    if not isinstance(step, Tensor) or step.dtype != torch.int64:
-        got = step.dtype if isinstance(step, Tensor) else type(step).__name__
-        raise TypeError(f"step: expected an int64 tensor, got {got}")
+    checks.tensor("step", step)
+    if step.dtype != torch.int64:
+        raise TypeError(f"step: expected an int64 tensor, got {step.dtype}")
     if step.numel() != 1:
         raise ValueError(f"step: expected one number, got shape {list(step.shape)}")
-    if table.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = map(float, torch.aminmax(table.select(1, _GAMMA)))
-        if not (low >= 0.0 and high <= 1.0):  # NaN included
-            worst = high if low >= 0.0 else low
-            raise ValueError(f"gamma: expected numbers in [0, 1] in the table, got {worst}")
+
+
+def check_coefficients(table: Tensor) -> None:
+    """The numbers of a table on a CPU: gamma in [0, 1], all finite but for limits of infinity."""
+    lows, highs = (column.tolist() for column in torch.aminmax(table, dim=0))
+    low, high = lows[_GAMMA], highs[_GAMMA]
+    if not (low >= 0.0 and high <= 1.0):  # NaN included
+        worst = high if low >= 0.0 else low
+        raise ValueError(f"gamma: expected numbers in [0, 1] in the table, got {worst}")
+    if all(map(math.isfinite, lows)) and all(map(math.isfinite, highs)):
+        return
+    for index, (name, *extremes) in enumerate(zip(COLUMNS, lows, highs, strict=True)):
+        for value in extremes:
+            if math.isnan(value) or (math.isinf(value) and index not in (_LOW, _HIGH)):
+                raise ValueError(f"{name}: expected finite numbers in the table, got {value}")
 
 
 def check_words(words: Tensor | None, x: Tensor) -> None:
@@ -65,57 +79,124 @@ def check_words(words: Tensor | None, x: Tensor) -> None:
         raise ValueError(f"noise: expected {expected}, got {list(words.shape)} on {words.device}")
 
 
+def read_step(table: Tensor, step: Tensor) -> int:
+    """The row that the counter says, where reading it is free: on a CPU."""
+    index = int(step)
+    if not 0 <= index < len(table):
+        raise ValueError(f"step: expected a row in [0, {len(table)}), got {index}")
+    return index
+
+
+def read_key(value: float) -> int:
+    """The step word of the noise from its column of the table."""
+    if not (value.is_integer() and 0 <= value < 1 << 32):
+        raise ValueError(f"key: expected an integer in [0, 2^32), got {value}")
+    return int(value)
+
+
+def read_words(words: Tensor, key: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """The key with what the words say: a wait where they lie on a GPU."""
+    seed, stream, first = words.tolist()
+    volume = key[-3:]
+    row, x = divmod(first, volume[2])
+    place = [*divmod(row, volume[1]), x]
+    inside = all(o + s <= v for o, s, v in zip(place, shape, volume, strict=True))
+    if first < 0 or not inside or not 0 <= stream < 1 << 32:
+        expected = f"words of a stream in [0, 2^32) and a block inside the volume {list(volume)}"
+        raise ValueError(f"noise: expected {expected}, got {[seed, stream, first]}")
+    return [seed, stream, *place, *volume]
+
+
 def check_geometry(
     x: Tensor,
     projections: Tensor | None,
     weights: Tensor | Sequence[float] | None,
     stride: int | None,
     start: int,
-) -> tuple[list[float], int]:
-    """The axial weights and the stride, defaults filled in."""
+) -> tuple[list[float], int, int]:
+    """The axial weights, the stride and the start, defaults filled in."""
+    taps = [] if weights is None else checks.taps("weights", weights)
+    stride = len(taps) if stride is None else checks.integer("stride", stride, 1)
+    start = checks.integer("start", start)
     if projections is None:
-        return [], 1
-    check_floating("projections", projections)
+        return [], 1, 0
+    checks.tensor("projections", projections, floating=True)
     if projections.ndim != 3 or projections.shape[1:] != x.shape[1:] or len(projections) == 0:
         expected = f"shape [K, {x.shape[1]}, {x.shape[2]}], K at least 1"
         raise ValueError(f"projections: expected {expected}, got {list(projections.shape)}")
-    if weights is None:
-        if stride is None:
-            raise ValueError("weights: expected weights or a stride beside projections, got None")
-        weights = [1.0 / max(stride, 1)] * stride
-    taps = [float(w) for w in (weights.tolist() if isinstance(weights, Tensor) else weights)]
-    stride = len(taps) if stride is None else stride
-    if stride < 1:
-        raise ValueError(f"stride: expected at least 1, got {stride}")
-    if not any(taps) or not all(map(math.isfinite, taps)):
-        raise ValueError(f"weights: expected finite numbers that are not all zero, got {taps}")
-    end = start + (len(projections) - 1) * stride + len(taps)
-    if start < 0 or end > x.shape[0]:
-        windows = f"{len(projections)} windows inside the {x.shape[0]} slices of x"
+    if stride == 0:
+        raise ValueError("weights: expected weights or a stride beside projections, got None")
+    count, depth = len(projections), x.shape[0]
+    end = start + (count - 1) * stride + (stride if weights is None else len(taps))
+    if end > depth:
+        windows = f"{count} windows inside the {depth} slices of x"
         raise ValueError(f"start: expected {windows}, got slices {start} to {end}")
-    return taps, stride
+    return taps or [1.0 / stride] * stride, stride, start
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First and past-the-end byte that the elements lie between."""
-    if tensor.numel() == 0:
-        return 0, 0
-    first, size = tensor.data_ptr(), tensor.element_size()
-    if tensor.is_contiguous():
-        return first, first + tensor.numel() * size
+def _span(tensor: Tensor) -> int:
+    """Bytes from the first element to past the last one."""
+    size = tensor.element_size()
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.numel() * size
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return first, first + (last + 1) * size
+    return (last + 1) * size
+
+
+def _is_nested(tensor: Tensor) -> bool:
+    """Whether each stride reaches past all that the smaller ones do, as in any slice of an array:
+    then no two elements share memory.
+    """
+    past = 0
+    for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if n > 1:
+            if stride <= past:
+                return False
+            past += (n - 1) * stride
+    return True
+
+
+def _meet(a: Tensor, b: Tensor) -> bool:
+    """Whether elements of two tensors whose extents overlap share memory.
+
+    Exact where their strides are the same and nested, like those of two slices of one array;
+    otherwise they are said to.
+    """
+    sizes = (a.element_size(), b.element_size())
+    if a.stride() != b.stride() or sizes[0] != sizes[1]:
+        return True
+    # Is there a difference of indices, each between -(m - 1) and n - 1, that spans the distance?
+    every = sorted(zip(a.stride(), a.shape, b.shape, strict=True), reverse=True)
+    axes = [(stride, n, m) for stride, n, m in every if max(n, m) > 1]
+
+    def spans(distance: int, axis: int) -> bool:
+        if axis == len(axes):
+            # Elements need not be aligned to each other: views of bytes.
+            return abs(distance) < sizes[0]
+        stride = axes[axis][0] * sizes[0]
+        _, n, m = axes[axis]
+        rest = sizes[0] + sum(s * (max(i, j) - 1) for s, i, j in axes[axis + 1 :]) * sizes[0]
+        first = max(-(m - 1), -((rest - distance) // stride))
+        last = min(n - 1, (distance + rest) // stride)
+        return any(spans(distance - i * stride, axis + 1) for i in range(first, last + 1))
+
+    return spans(b.data_ptr() - a.data_ptr(), 0)
 
 
 def check_memory(x: Tensor, history: Tensor | None, others: dict[str, Tensor]) -> None:
     """What is written shares no memory with anything else, nor with itself."""
-    extents = {name: _extent(other) for name, other in others.items()}
+    extents = {name: (other.data_ptr(), _span(other)) for name, other in others.items()}
     for written, tensor in (("x", x), ("history", history)):
-        if tensor is None:
+        if tensor is None or tensor.numel() == 0:
             continue
-        if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ValueError(f"{written}: expected a voxel per element, got an expanded view")
-        low, high = _extent(tensor)
-        for name, (first, end) in extents.items():
-            if name != written and first < high and low < end:
-                raise ValueError(f"{name}: expected memory apart from {written}, got an overlap")
+        if not tensor.is_contiguous() and not _is_nested(tensor):
+            got = f"shape {list(tensor.shape)} with strides {list(tensor.stride())}"
+            raise ValueError(f"{written}: expected memory of its own for every voxel, got {got}")
+        low = tensor.data_ptr()
+        high = low + _span(tensor)
+        for name, (first, span) in extents.items():
+            if first < high and low < first + span and name != written:
+                if _meet(tensor, others[name]):
+                    raise ValueError(
+                        f"{name}: expected memory apart from {written}, got an overlap"
+                    )

@@ -6,15 +6,13 @@ batch, tile, slab, worker, thread count or device, so tiled and untiled runs dra
 
 from __future__ import annotations
 
-import contextlib
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import _backend
+from .. import _backend, checks
 from .reference import counter_noise_reference
 
 __all__ = ["counter_noise", "noise_key"]
@@ -72,30 +70,21 @@ if _backend.triton_missing is None:
             )
 
 
-def _integer(name: str, value: int, expected: str) -> int:
-    """`value` as a Python integer; NumPy's pass, floats and booleans do not."""
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            return operator.index(value)
-    raise TypeError(f"{name}: expected {expected}, got {value!r}")
-
-
-def check_word(name: str, value: int, bits: int) -> int:
-    expected = f"an integer in [0, 2^{bits})"
-    number = _integer(name, value, expected)
-    if not 0 <= number < 1 << bits:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return number
-
-
 def _triple(name: str, value: Sequence[int], minimum: int) -> tuple[int, int, int]:
     expected = f"three integers (z, y, x), each at least {minimum}"
     if not isinstance(value, Sequence) or len(value) != 3:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    z, y, x = (_integer(name, v, expected) for v in value)
-    if z < minimum or y < minimum or x < minimum:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    z, y, x = (checks.integer(name, v, minimum, expected=expected) for v in value)
     return z, y, x
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    if device is None or isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected a torch device, got {device!r}") from None
 
 
 def counter_noise(
@@ -114,7 +103,7 @@ def counter_noise(
     and backend.
 
     Args:
-        shape: (Z, Y, X) of the block, in voxels.
+        shape: (Z, Y, X) of the block, in voxels; of nothing, an empty tensor.
         seed: the key, in [0, 2^64).
         step: the diffusion step, in [0, 2^32). Steps are independent.
         stream: which of several uses or samples, in [0, 2^32). Streams are independent.
@@ -123,18 +112,23 @@ def counter_noise(
         device: where the noise is drawn; torch's default device when None.
 
     Raises:
-        ValueError: an argument is out of range, or the block reaches out of the volume.
+        ValueError: an argument is out of range, the block reaches out of the volume or past 2^63
+            bytes, or the device is unknown.
         TypeError: an argument is not of integers.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10);
         Box and Muller 1958, eq. 1.
     """
-    block = _triple("shape", shape, 1)
+    block = _triple("shape", shape, 0)
+    if math.prod(block) >= 1 << 61:
+        raise ValueError(f"shape: expected fewer than 2^61 voxels, got {block}")
     key, word, *place = noise_key(
         block, seed=seed, stream=stream, offset=offset, volume_shape=volume_shape
     )
-    out = torch.empty(block, dtype=torch.float32, device=device)
-    _fill(out, key, check_word("step", step, 32), word, place[:3], place[3:])
+    number = checks.integer("step", step, bits=32)
+    out = torch.empty(block, dtype=torch.float32, device=_device(device))
+    if out.numel():
+        _fill(out, key, number, word, place[:3], place[3:])
     return out
 
 
@@ -155,11 +149,11 @@ def noise_key(
         ValueError: an argument is out of range, or the block reaches out of the volume.
         TypeError: an argument is not of integers.
     """
-    key, word = check_word("seed", seed, 64), check_word("stream", stream, 32)
+    key, word = checks.integer("seed", seed, bits=64), checks.integer("stream", stream, bits=32)
     start = _triple("offset", offset, 0)
     if volume_shape is None and any(start):
         raise ValueError("volume_shape: expected (Z, Y, X) beside a non-zero offset, got None")
-    volume = _triple("volume_shape", shape if volume_shape is None else volume_shape, 1)
+    volume = _triple("volume_shape", shape if volume_shape is None else volume_shape, 0)
     if any(o + s > v for o, s, v in zip(start, shape, volume, strict=True)):
         raise ValueError(
             f"offset: expected the block inside volume_shape {volume}, "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import checks
 from . import operators
 from . import reference as _reference
 from .reference import BINS, Range, bin_edges
@@ -99,14 +100,17 @@ def evaluate_sums(
         histograms: False leaves both histograms empty, which is several times faster.
 
     Raises:
-        ValueError: if the shapes differ, a volume is empty or not 3D, or values are not finite.
-        TypeError: if a volume is complex.
+        ValueError: if shapes or devices differ, a volume is empty or not 3D (there are no extremes
+            of nothing), values or the map are not finite, or limits are out of order.
+        TypeError: if a volume is no dense tensor of real numbers, or an option no number.
     """
     _check_volumes(reference, test)
-    arguments = (reference, test, scale, offset, _checked_range("clip", clip))
-    for one in ranges or ():
-        _checked_range("ranges", one)
-    limits = (clip, clip) if ranges is None and clip is not None else ranges
+    bounds = None if clip is None else checks.limits("clip", clip, _LIMITS)
+    arguments = (reference, test, *_map(scale, offset), list(bounds or ()))
+    limits = None if bounds is None else (bounds, bounds)
+    if ranges is not None:
+        of_x, of_y = checks.two("ranges", ranges, "two ranges (low, high)")
+        limits = checks.limits("ranges", of_x, _LIMITS), checks.limits("ranges", of_y, _LIMITS)
     table, counts = operators.sums(*arguments, _edges(limits) if histograms else [])
     columns = dict(zip(_reference.COLUMNS, table.unbind(1), strict=True))
     low_x, low_y = columns["min_x"].min(), columns["min_y"].min()
@@ -148,39 +152,37 @@ def overlap_counts(
         clip: As in `evaluate_sums`.
 
     Raises:
-        ValueError: if the shapes differ, a volume is empty or not 3D, or a threshold is NaN.
-        TypeError: if a volume is complex.
+        ValueError: if shapes or devices differ, a volume is empty or not 3D, a threshold is NaN,
+            the map is not finite, or the limits are out of order.
+        TypeError: if a volume is no dense tensor of real numbers, or an option no number.
     """
     _check_volumes(reference, test)
-    if any(math.isnan(threshold) for threshold in thresholds):
-        raise ValueError(f"thresholds: expected two numbers, got {thresholds}")
-    limits = _checked_range("clip", clip)
-    return operators.overlaps(reference, test, *thresholds, scale, offset, limits)
+    of_x, of_y = (
+        checks.number("thresholds", threshold, _THRESHOLDS, finite=False)
+        for threshold in checks.two("thresholds", thresholds, _THRESHOLDS)
+    )
+    bounds = [] if clip is None else list(checks.limits("clip", clip, _LIMITS))
+    return operators.overlaps(reference, test, of_x, of_y, *_map(scale, offset), bounds)
+
+
+_LIMITS = "two finite numbers (low, high)"
+_THRESHOLDS = "two numbers"
 
 
 def _check_volumes(reference: Tensor, test: Tensor) -> None:
     for name, volume in (("reference", reference), ("test", test)):
+        checks.tensor(name, volume)
         if volume.ndim != 3 or volume.numel() == 0:
             shape = list(volume.shape)
             raise ValueError(f"{name}: expected a volume [Z, Y, X], not empty, got shape {shape}")
-        if volume.is_complex():
-            raise TypeError(f"{name}: expected a real dtype, got {volume.dtype}")
     if reference.shape != test.shape:
         expected = f"shape {list(reference.shape)}, like the reference"
         raise ValueError(f"test: expected {expected}, got {list(test.shape)}")
-    if reference.device != test.device:
-        expected = f"a tensor on {reference.device}, like the reference"
-        raise ValueError(f"test: expected {expected}, got one on {test.device}")
+    checks.on_device_of("test", test, "the reference", reference.device)
 
 
-def _checked_range(name: str, limits: Range | None) -> list[float]:
-    """The limits as the operators take them; empty for None."""
-    if limits is None:
-        return []
-    low, high = limits
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"{name}: expected two finite numbers (low, high), got {limits}")
-    return [low, high]
+def _map(scale: float, offset: float) -> tuple[float, float]:
+    return checks.number("scale", scale), checks.number("offset", offset)
 
 
 def _edges(ranges: tuple[Range, Range] | None) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import _backend
+from .. import _backend, checks
 from . import reference as _reference
 
 __all__ = ["window_size", "windowed_ssim"]
@@ -41,7 +41,7 @@ def windowed_ssim(
         reference: Volume [Z, Y, X], any real dtype. float32, float64, bfloat16, uint8 and uint16
             are read as they are; a CPU copies the others into float32 or float64 first.
         test: Volume of the same shape on the same device.
-        data_range: L of the constants C1 = (0.01 L)^2 and C2 = (0.03 L)^2.
+        data_range: L of the constants C1 = (0.01 L)^2 and C2 = (0.03 L)^2, in [1e-30, 1e30].
         window: "uniform" (7 wide, sample covariance) or "gaussian" (11 wide, sigma 1.5).
         ndim: 2 for a window in each slice, 3 for a cubic window. Only windows that lie fully inside
             count.
@@ -50,40 +50,44 @@ def windowed_ssim(
         clip: Limits (low, high) to clip to after the map.
 
     Returns:
-        float64 [Z] for `ndim=2`, a float64 scalar for `ndim=3`. Not differentiable.
+        float64 [Z] for `ndim=2` (empty for no slices), a float64 scalar for `ndim=3`. Not
+        differentiable.
 
     Raises:
-        ValueError: if shapes or devices differ, the volume is smaller than the window, or an
-            option is unknown or out of range.
-        TypeError: if a volume is complex or boolean.
+        ValueError: if shapes or devices differ, the volume is smaller than the window (so the mean
+            would be one of nothing), or an option is unknown or out of range.
+        TypeError: if a volume is no dense tensor of real numbers or boolean, or an option is of
+            another kind.
 
     Source: Wang et al. 2004, IEEE TIP 13(4), equation 13; scikit-image's `structural_similarity`.
     """
+    for name, volume in (("reference", reference), ("test", test)):
+        checks.tensor(name, volume)
+        if volume.dtype == torch.bool:
+            raise TypeError(f"{name}: expected a real dtype, got {volume.dtype}")
     if reference.ndim != 3 or test.shape != reference.shape:
         got = f"{list(reference.shape)} and {list(test.shape)}"
         raise ValueError(f"reference, test: expected two volumes [Z, Y, X] of one shape, got {got}")
-    if test.device != reference.device:
-        expected = f"a volume on {reference.device}, like the reference"
-        raise ValueError(f"test: expected {expected}, got one on {test.device}")
-    for name, volume in (("reference", reference), ("test", test)):
-        if volume.dtype == torch.bool or volume.dtype.is_complex:
-            raise TypeError(f"{name}: expected a real dtype, got {volume.dtype}")
+    checks.on_device_of("test", test, "the reference", reference.device)
     if window not in ("uniform", "gaussian"):
         raise ValueError(f"window: expected 'uniform' or 'gaussian', got {window!r}")
-    if ndim not in (2, 3):
+    if checks.integer("ndim", ndim, expected="2 or 3") not in (2, 3):
         raise ValueError(f"ndim: expected 2 or 3, got {ndim!r}")
-    if not (math.isfinite(data_range) and data_range > 0.0):
-        raise ValueError(f"data_range: expected a positive number, got {data_range!r}")
-    for name, value in (("scale", scale), ("offset", offset)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    if clip is not None and not (len(clip) == 2 and clip[0] <= clip[1]):
-        raise ValueError(f"clip: expected limits (low, high), low <= high, got {clip!r}")
+    # Beyond these the constants leave float64, or what a GPU scales the volumes by float32.
+    expected = "a number in [1e-30, 1e30]"
+    data_range = checks.number("data_range", data_range, expected)
+    if not 1e-30 <= data_range <= 1e30:
+        raise ValueError(f"data_range: expected {expected}, got {data_range!r}")
+    scale, offset = checks.number("scale", scale), checks.number("offset", offset)
+    bounds: list[float] = []
+    if clip is not None:
+        bounds += checks.limits("clip", clip, "limits (low, high), low <= high", finite=False)
     size = window_size(window)
-    if min(reference.shape[3 - ndim :]) < size or reference.shape[0] == 0:
+    if min(reference.shape[3 - ndim :]) < size:
         expected = f"at least {size} voxels along the last {ndim} axes for the {window} window"
         raise ValueError(f"reference: expected {expected}, got shape {list(reference.shape)}")
-    bounds = [float(limit) for limit in clip or ()]
+    if reference.shape[0] == 0:
+        return reference.new_empty(0, dtype=torch.float64)
     return _windowed_ssim(reference, test, data_range, window, ndim, scale, offset, bounds)
 
 

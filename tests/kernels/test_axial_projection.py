@@ -171,8 +171,10 @@ def test_ill_conditioned_windows_are_damped_not_blown_up() -> None:
 
 def test_errors() -> None:
     x = volume(6)
-    with pytest.raises(ValueError, match="depth: expected at least 7"):
+    with pytest.raises(ValueError, match="x: expected at least 7"):
         axial_projection(x, [0.5, 0.5], 5, 0, 2)
+    with pytest.raises(ValueError, match="depth: expected at least 7"):
+        axial_backprojection(x[:2], [0.5, 0.5], 5, 0, 6)
     with pytest.raises(ValueError, match="stride"):
         axial_projection(x, [1.0], 0, 0, 1)
     with pytest.raises(ValueError, match="start"):

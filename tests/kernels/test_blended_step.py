@@ -303,7 +303,7 @@ class TestOp:
     def test_a_row_that_is_not_there(self) -> None:
         x, prior, cond = volumes(3)
         before = x.clone()
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match=r"^step: expected a row in \[0, 1\), got 1"):
             blended_step(x, prior, cond, make_table({}), step_tensor(1))
         assert torch.equal(x, before)
 

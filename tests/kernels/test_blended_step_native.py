@@ -270,7 +270,7 @@ class TestWhatItTakes:
     @pytest.mark.parametrize("step", [-1, 2])
     def test_a_row_that_is_not_there(self, step: int) -> None:
         arguments = case()
-        with pytest.raises(IndexError, match=r"^step: expected a row in \[0, 2\), got"):
+        with pytest.raises(ValueError, match=r"^step: expected a row in \[0, 2\), got"):
             blended_step(**(arguments | {"step": torch.tensor(step)}))
 
     def test_the_module_checks_its_memory(self) -> None:

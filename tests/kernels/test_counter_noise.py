@@ -345,7 +345,7 @@ class TestOp:
         [
             ({"shape": (2, 2)}, ValueError, "shape"),
             ({"shape": 8}, ValueError, "shape"),
-            ({"shape": (0, 2, 2)}, ValueError, "shape"),
+            ({"shape": (-1, 2, 2)}, ValueError, "shape"),
             ({"shape": (2.0, 2, 2)}, TypeError, "shape"),
             ({"seed": -1}, ValueError, "seed"),
             ({"seed": 2**64}, ValueError, "seed"),

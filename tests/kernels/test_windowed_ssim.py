@@ -120,7 +120,7 @@ def test_errors() -> None:
         windowed_ssim(x, x, data_range=1.0, clip=(1.0, 0.0))
     with pytest.raises(ValueError, match="scale: expected a finite number"):
         windowed_ssim(x, x, data_range=1.0, scale=float("inf"))
-    with pytest.raises(ValueError, match="test: expected a volume on cpu"):
+    with pytest.raises(ValueError, match="test: expected a tensor on cpu"):
         windowed_ssim(x, x.to("meta"), data_range=1.0)
     with pytest.raises(TypeError, match="test: expected a real dtype"):
         windowed_ssim(x, x > 0, data_range=1.0)
