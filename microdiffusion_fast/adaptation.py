@@ -3,8 +3,8 @@
 A lateral axis of the interpolated volume plays the depth: slabs along it are averaged, and the
 network learns to undo that on the very structures it will meet (Weigert et al. 2018, CARE). The
 lateral axes are sharper than the axial one by an unknown blur, so the network is shown many
-blurs and told which; the one to use is chosen where the truth is known: pairs of projections,
-averaged, make a coarser stack whose halves were acquired.
+blurs and told which. What it learnt is used only if it does better where the truth is known:
+pairs of projections, averaged, make a coarser stack whose halves were acquired.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
 from .training_step import fast_bfloat16, training_loss
 
-TOLERANCE = 0.03  # of the check's error, within which the lesser blur is taken
 WORST = 1e6  # stands for an error that is not a number
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
-BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are compared, in slices
+BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
+ASSUMED_BLUR = 1.5  # in slices, where none is stated: microscopes are softer along z than across
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,6 @@ def _liveliest(images: Tensor, side: int) -> Tensor:
     return images[:, 8 * top : 8 * top + tall, 8 * left : 8 * left + wide]
 
 
-def _least_blur(errors: dict[float, float]) -> float:
-    """The least blur within `TOLERANCE` of the smallest error.
-
-    At twice the step length the error is nearly flat in the blur; believing too much of it costs
-    more than believing too little.
-    """
-    bound = (1 + TOLERANCE) * min(errors.values())
-    return min(blur for blur, error in errors.items() if error <= bound)
-
-
 def adapt(
     denoiser: Denoiser,
     projections: Tensor,
@@ -231,7 +221,7 @@ def adapt(
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> Adaptation:
-    """Adapt a denoiser to a stack, and choose weights and axial blur by the check along z.
+    """Adapt a denoiser to a stack, and choose its weights by the check along z.
 
     Args:
         denoiser: where to start; it is not changed.
@@ -239,20 +229,20 @@ def adapt(
         operator: the acquisition.
         voxel_size: (z, y, x) in micrometres; None takes the voxels as cubes.
         axial_blur: sigma in slices by which the volume is softer along z than across, if known;
-            None compares `BLURS`.
-        train: False skips the training and only chooses the blur.
+            None trains with `BLURS` and assumes `ASSUMED_BLUR`.
+        train: False skips the training.
         options: budget.
         seed: of the windows and the noise they are trained with.
 
     Source: Weigert et al. 2018 (CARE), isotropic restoration.
     """
     options = options or AdaptOptions()
-    blurs = BLURS if axial_blur is None else (float(axial_blur),)
+    blur = ASSUMED_BLUR if axial_blur is None else float(axial_blur)
+    blurs = BLURS if axial_blur is None else (blur,)
     volume = operator.consistent(operator.interpolate(projections), projections)
     sources = lateral_sources(volume, voxel_size)
     obstacle = _obstacle(sources, operator)
     if obstacle:
-        blur = axial_blur or 0.0
         return Adaptation(denoiser, blur, False, {"skipped": obstacle})
     candidates = {"as shipped": denoiser}
     if train and options.steps > 0:
@@ -268,24 +258,18 @@ def adapt(
             callback=callback,
         )
     seen = _liveliest(projections, CHECK_SIDE)
-    errors: dict[str, dict[float, float]] = {name: {} for name in candidates}
-    total = len(candidates) * len(blurs)
-    with Progress("check along z", total, enabled=progress, callback=callback) as bar:
+    errors: dict[str, float] = {}
+    with Progress("check along z", len(candidates), enabled=progress, callback=callback) as bar:
         for name, network in candidates.items():
-            for blur in blurs:
-                error = axial_error(network, seen, operator, blur)
-                errors[name][blur] = min(error, WORST) if math.isfinite(error) else WORST
-                bar.advance(1)
-    winner = min(errors, key=lambda name: min(errors[name].values()))
-    blur = _least_blur(errors[winner])
+            error = axial_error(network, seen, operator, blur)
+            errors[name] = min(error, WORST) if math.isfinite(error) else WORST
+            bar.advance(1)
+    winner = min(errors, key=lambda name: errors[name])
     evidence = {
         "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
-        "error": {
-            name: {f"{blur:g}": round(error, 4) for blur, error in row.items()}
-            for name, row in errors.items()
-        },
+        "error": {name: round(error, 4) for name, error in errors.items()},
     }
-    if errors[winner][blur] > 1.001:
+    if errors[winner] > 1.001:
         # worse than interpolation where the truth is known: an untrained network is interpolation
         untrained = Denoiser(denoiser.config).to(projections.device).eval()
         return Adaptation(untrained, 0.0, False, {**evidence, "fallback": "interpolation"})

@@ -52,13 +52,12 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
 
     Args:
         adaptation: As in `Reconstruction.adaptation`.
-        asked: Whether the weights were to be adapted at all, or only the blur to be chosen.
+        asked: Whether the weights were to be adapted at all, or only checked.
     """
     if "skipped" in adaptation:
         return f"adaptation: skipped, it {adaptation['skipped']}; the weights stay as they were"
     errors = adaptation.get("error", {})
-    least = {name: min(row.values()) for name, row in errors.items() if row}
-    shipped, adapted = least.get("as shipped"), least.get("adapted")
+    shipped, adapted = errors.get("as shipped"), errors.get("adapted")
     if not asked:
         words = "off"
     elif adaptation.get("accepted"):

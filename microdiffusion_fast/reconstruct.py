@@ -126,7 +126,7 @@ def reconstruct(
         adapt: self-train on this stack, and keep it only if a check along z says so.
         adapt_steps: budget of that training in optimiser steps.
         axial_blur: sigma in slices by which the volume is softer along z than across, where it is
-            known; None lets the check choose.
+            known; None assumes 1.5.
         denoiser: checkpoint (.safetensors); None is the one that ships.
         prior: [Z, Y, X] in the units of the projections, instead of the INR: what the states are
             blended with.
