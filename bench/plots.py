@@ -80,7 +80,7 @@ def draw(results: Json, folder: Path) -> list[Path]:
 def _conditions(results: Json) -> str:
     there = results["gpu"] or results["machine"]["processor"]
     threads = "" if results["gpu"] else f", {results['machine']['torch_threads']} threads"
-    return f"{there}{threads}, {results['date'][:10]}, {results['commit'][:7]}"
+    return f"{there}{threads}, {results['date'][:10]}, {(results['commit'] or 'no commit')[:9]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
