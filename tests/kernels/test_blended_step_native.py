@@ -24,9 +24,9 @@ ROW = {
     "p": -0.7, "q": 1.3, "w": 1.8, "low": -1.5, "high": 1.2, "trust": 0.6,
     "a": 0.4, "b": 0.5, "c": -0.2, "d": 0.3, "gamma": 0.35, "key": 11.0,
 }  # fmt: skip
-SHAPE = (13, 33, 37)  # planes of more columns than a tile has, and odd
+SHAPE = (13, 33, 37)  # odd, and more columns than a loop takes at a time
 # torch sums the slices of a column in order, but for a plane's last columns beyond whole vectors.
-EVEN = (13, 32, 40)
+EVEN = (13, 96, 96)  # more columns than a tile of a window
 MEAN = {"weights": [1 / 6] * 6, "stride": 6, "start": 1}
 UNEVEN = {"weights": [0.2, 0.5, 0.0, 0.3], "stride": 5, "start": 2}
 
@@ -116,9 +116,10 @@ class TestBits:
                 arguments["x"], expected["x"], rtol=0, atol=0, equal_nan=True
             )
 
-    @pytest.mark.parametrize("key", [None, NoiseKey(5, 2, (2, 1, 3), (20, 40, 41))])
+    @pytest.mark.parametrize("key", [None, NoiseKey(5, 2, (2, 1, 3), (20, 99, 101))])
     def test_instruction_set_and_threads_do_not_show(self, key: NoiseKey | None) -> None:
-        arguments = case("uncond", "history", "projections", **UNEVEN) | {"noise": key}
+        arguments = case("uncond", "history", "projections", shape=EVEN, **UNEVEN)
+        arguments["noise"] = key
         results = []
         for isa in self.instruction_sets():
             for threads in (1, 2, 3, 7):
