@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .kernels.constants import constant
 
 CONTEXT = 2  # projections seen on either side of the window
 ALIGN = 4  # the encoder halves the image twice
@@ -104,15 +104,6 @@ class Embedding(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         phase = (values[:, :, None] * self.frequencies).flatten(1)
         return self.layers(torch.cat([values, phase.sin(), phase.cos()], dim=1))
-
-
-@cache
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers on a device, copied there once and never freed.
-
-    A CUDA graph cannot copy from the host, and goes on reading what it was captured with.
-    """
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _geometry_features(geometry: Geometry) -> tuple[float, ...]:

@@ -35,7 +35,7 @@ class ChainGraph:
             raise InputError("chain", "one on a CUDA device", str(chain.x.device))
         self.chain = chain
         key = chain.take()
-        self._place = _place(key)
+        self._place = _place(chain, key)
         with torch.cuda.device(chain.x.device):
             # First runs compile, choose algorithms and make constants, none of which a capture may.
             side = torch.cuda.Stream()
@@ -57,15 +57,13 @@ class ChainGraph:
                 kernels do not fit.
         """
         key = self.chain.take()
-        if _place(key) != self._place:
+        if _place(self.chain, key) != self._place:
             expected = "a block of the captured volume_shape, moved by a multiple of 4 voxels"
             raise InputError("offset", expected, (key.offset, key.volume_shape))
         self._graph.replay()
         return self.chain.x
 
 
-def _place(key: NoiseKey) -> tuple[tuple[int, ...], int]:
+def _place(chain: Chain, key: NoiseKey) -> tuple[tuple[int, ...], int]:
     """What a capture keeps of where the block lies."""
-    assert key.volume_shape is not None
-    (z, y, x), (_, height, width) = key.offset, key.volume_shape
-    return tuple(key.volume_shape), ((z * height + y) * width + x) % 4
+    return tuple(key.volume_shape or ()), int(key.new_words(chain.x.shape)[-1]) % 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, Geometry, constant
+from .denoiser import Denoiser, Geometry
 from .forward_model import AxialProjection
+from .kernels.constants import constant
 from .schedule import NoiseLevel, NoiseSchedule
 from .training_data import axial_spread
 

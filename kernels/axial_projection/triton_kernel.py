@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import constant
 from . import reference
 
 BLOCK = 1024
@@ -137,11 +138,6 @@ def _solve_kernel(
 
 
 @cache  # a captured graph reads it: never freed
-def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(weights, dtype=torch.float64, device=device)
-
-
-@cache  # a captured graph reads it: never freed
 def _solver(
     weights: tuple[float, ...], stride: int, count: int, device: torch.device
 ) -> tuple[list[float], Tensor | None]:
@@ -167,7 +163,7 @@ def project_triton(
         _project_kernel[(blocks * count,)](
             x,
             y,
-            _weight_table(tuple(weights), x.device),
+            constant(tuple(weights), torch.float64, x.device),
             columns,
             blocks,
             stride,
@@ -198,7 +194,7 @@ def backproject_triton(
         _backproject_kernel[(blocks * depth,)](
             y,
             x,
-            _weight_table(tuple(weights), y.device),
+            constant(tuple(weights), torch.float64, y.device),
             columns,
             blocks,
             stride,

@@ -9,7 +9,6 @@ uncond a second time, mostly from the L2 cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import triton
@@ -17,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..axial_projection.reference import gram_band
+from ..constants import constant
 from ..counter_noise.triton_kernel import counter_noise_triton, quad_normals, voxel_normals
 from .reference import COLUMNS, blended_step_reference
 
@@ -286,7 +286,7 @@ def blended_step_triton(
     arrays = [None if v is None else v.contiguous() for v in volumes]
     seed, stream = key[:2] if key else (0, 0)
     _blended_step_kernel[(blocks * slabs,)](
-        x, *arrays, _weights(tuple(weights), x.device) if count else None,
+        x, *arrays, _weights(weights, x.device) if count else None,
         table.contiguous(), step, words if key else None,
         plane, blocks, count, stride if count > 1 else slices, start,
         seed, stream, first, width, volume_width, volume_height * volume_width,
@@ -314,8 +314,7 @@ def _drawn(
     return noise
 
 
-@cache  # a captured graph reads it: never freed
-def _weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """The weights and the sum of their squares, copied to the device once: before a capture."""
-    values = [*weights, gram_band(weights, len(weights))[0]]
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def _weights(weights: Sequence[float], device: torch.device) -> Tensor:
+    """The weights and the sum of their squares."""
+    values = (*weights, gram_band(weights, len(weights))[0])
+    return constant(values, torch.float32, device)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..constants import constant
 from . import triton_kernel as kernels
 from .geometry import levels_of
 from .reference import HashGridSpec
@@ -92,7 +93,7 @@ def encode_grid_triton(
     out = table.new_empty((count, height, width, spec.n_outputs))
     scales, geometry = _geometry(spec, table.device)
     f, features, levels = _features(spec)
-    taps = _constant(tuple(weights), torch.float32, table.device)
+    taps = constant(tuple(weights), torch.float32, table.device)
     blocks = _blocks(height * width)
     lattices = _lattices(spec, depth, height, width)
 
@@ -136,7 +137,7 @@ def encode_grid_backward_triton(
     count, device = grad.shape[0], grad.device
     scales, geometry = _geometry(spec, device)
     f, features, _ = _features(spec)
-    taps = _constant(tuple(weights), torch.float32, device)
+    taps = constant(tuple(weights), torch.float32, device)
     units, inverse = _fixed_point(grad, grad[..., 0].numel() * sum(abs(w) for w in weights))
     sums = torch.zeros((spec.n_entries, f), dtype=torch.int64, device=device)
     blocks, size = _blocks(height * width), height * width
@@ -145,7 +146,7 @@ def encode_grid_backward_triton(
         if lattices.levels:
             z, y, x = _axis_tables(axes, scales, lattices)
             numbers = lattices.geometry(device)
-            offsets = _constant(lattices.planes, torch.int64, device)
+            offsets = constant(lattices.planes, torch.int64, device)
             planes = torch.empty((lattices.planes[-1], size, f), device=device)
             rooms_z, rooms_y, rooms_x = lattices.rooms
             kernels.back_along_z_kernel[(max(rooms_z) * blocks, lattices.levels)](
@@ -170,14 +171,6 @@ def encode_grid_backward_triton(
     return (sums * inverse).to(grad.dtype)
 
 
-# Without a bound: a captured CUDA graph reads these tensors by their address, and one that was
-# dropped would be freed under it. They are a few hundred bytes for each grid and shape.
-@cache
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on a device; kept, so that only a first call waits for their copy."""
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
 def _geometry(spec: HashGridSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scales [L], float64, and what the kernels call geometry."""
     scales: list[float] = []
@@ -187,8 +180,8 @@ def _geometry(spec: HashGridSpec, device: torch.device) -> tuple[Tensor, Tensor]
         strides = (2654435761, 805459861) if hashed else (resolution, resolution**2 % 2**32)
         numbers += [offset, size, 2**32 // size, *strides, int(hashed)]
     return (
-        _constant(tuple(scales), torch.float64, device),
-        _constant(tuple(numbers), torch.int64, device),
+        constant(tuple(scales), torch.float64, device),
+        constant(tuple(numbers), torch.int64, device),
     )
 
 
@@ -249,7 +242,7 @@ class _Lattices:
         for size, y, x in zip(self.sizes, *self.rooms[1:], strict=True):
             numbers += [offset, size, 0, x, y * x, 0]
             offset += size
-        return _constant(tuple(numbers), torch.int64, device)
+        return constant(tuple(numbers), torch.int64, device)
 
 
 @lru_cache(maxsize=256)
@@ -291,7 +284,7 @@ def _axis_tables(
         )
         kernels.axis_kernel[(lattices.levels,)](
             table.slots, table.fractions, table.vertices, table.begins, table.ends, table.counts,
-            axis, scales, _constant(rooms, torch.int32, device), n,
+            axis, scales, constant(rooms, torch.int32, device), n,
             max(32, 1 << (n - 1).bit_length()), **OPTIONS,
         )  # fmt: skip
         tables.append(table)

@@ -242,7 +242,7 @@ def test_a_gradient_of_a_grid_that_is_not_finite_shows(bad: float) -> None:
 
 def test_graphs_keep_their_constants() -> None:
     """A captured graph reads them by address: none is ever dropped."""
-    assert launch._constant.cache_info().maxsize is None
+    assert launch.constant.cache_info().maxsize is None
 
 
 def test_a_launch_that_writes_nothing_is_noticed(

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, constant
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.graph import ChainGraph
 from microdiffusion_fast.inference import StackDenoiser
+from microdiffusion_fast.kernels.constants import constant
 from microdiffusion_fast.sampler import Chain, Denoise, sample
 from microdiffusion_fast.schedule import SamplingPlan, make_plan
 
