@@ -210,41 +210,18 @@ if _backend.native is not None:
 
 if _backend.triton_missing is None:
 
-    @_project.register_kernel("cuda")
-    def _project_triton(
-        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
-    ) -> Tensor:
-        from .triton_kernel import project_triton
+    def _register_triton(op: Any, launcher: str) -> None:
+        @op.register_kernel("cuda")
+        def run(data: Tensor, *geometry: Any) -> Tensor:
+            from . import triton_kernel
 
-        with torch.cuda.device(x.device):
-            return project_triton(x, weights, stride, start, count)
+            with torch.cuda.device(data.device):
+                return getattr(triton_kernel, launcher)(data, *geometry)
 
-    @_backproject.register_kernel("cuda")
-    def _backproject_triton(
-        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
-    ) -> Tensor:
-        from .triton_kernel import backproject_triton
-
-        with torch.cuda.device(y.device):
-            return backproject_triton(y, weights, stride, start, depth)
-
-    @_pseudo_inverse.register_kernel("cuda")
-    def _pseudo_inverse_triton(
-        y: Tensor, weights: Sequence[float], stride: int, start: int, depth: int
-    ) -> Tensor:
-        from .triton_kernel import pseudo_inverse_triton
-
-        with torch.cuda.device(y.device):
-            return pseudo_inverse_triton(y, weights, stride, start, depth)
-
-    @_pseudo_inverse_adjoint.register_kernel("cuda")
-    def _pseudo_inverse_adjoint_triton(
-        x: Tensor, weights: Sequence[float], stride: int, start: int, count: int
-    ) -> Tensor:
-        from .triton_kernel import pseudo_inverse_adjoint_triton
-
-        with torch.cuda.device(x.device):
-            return pseudo_inverse_adjoint_triton(x, weights, stride, start, count)
+    _register_triton(_project, "project_triton")
+    _register_triton(_backproject, "backproject_triton")
+    _register_triton(_pseudo_inverse, "pseudo_inverse_triton")
+    _register_triton(_pseudo_inverse_adjoint, "pseudo_inverse_adjoint_triton")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

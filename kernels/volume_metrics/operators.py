@@ -6,6 +6,7 @@ Lists of floats stand for ranges, empty for None: operator schemas have no pairs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,20 +100,16 @@ def _fake_sums(
 
 
 @overlaps.register_fake
-def _fake_overlaps(
-    reference: Tensor,
-    test: Tensor,
-    threshold_x: float,
-    threshold_y: float,
-    scale: float,
-    offset: float,
-    clip: Sequence[float],
-) -> Tensor:
+def _fake_overlaps(reference: Tensor, *_: Any) -> Tensor:
     return reference.new_empty((reference.shape[0], 3), dtype=torch.int64)
 
 
 if _backend.native is not None:
     _native = _backend.native
+
+    def _readable(*volumes: Tensor) -> list[Tensor]:
+        # The native module takes no tensor that requires a gradient.
+        return [volume.detach().contiguous() for volume in volumes]
 
     @sums.register_kernel("cpu")
     def _sums_native(
@@ -129,9 +126,8 @@ if _backend.native is not None:
         rows = reference.shape[0] if moments else 0
         table = torch.empty((rows, len(COLUMNS)), dtype=torch.float64)
         counts = torch.zeros((2, BINS), dtype=torch.int64)
-        volumes = [volume.detach().contiguous() for volume in (reference, test)]
         _native.volume_metrics(
-            *volumes,
+            *_readable(reference, test),
             scale,
             offset,
             _pair(clip),
@@ -143,22 +139,18 @@ if _backend.native is not None:
         return table, counts
 
     @overlaps.register_kernel("cpu")
-    def _overlaps_native(
-        reference: Tensor,
-        test: Tensor,
-        threshold_x: float,
-        threshold_y: float,
-        scale: float,
-        offset: float,
-        clip: Sequence[float],
-    ) -> Tensor:
-        thresholds = threshold_x, threshold_y
+    def _overlaps_native(reference: Tensor, test: Tensor, *numbers: Any) -> Tensor:
         if not {reference.dtype, test.dtype} <= _NATIVE_DTYPES:
-            return _overlaps_reference(reference, test, *thresholds, scale, offset, clip)
+            return _overlaps_reference(reference, test, *numbers)
         counts = torch.zeros((reference.shape[0], 3), dtype=torch.int64)
-        volumes = [volume.detach().contiguous() for volume in (reference, test)]
-        threads = torch.get_num_threads()
-        _native.overlap_counts(*volumes, *thresholds, scale, offset, _pair(clip), counts, threads)
+        *thresholds_and_map, clip = numbers
+        _native.overlap_counts(
+            *_readable(reference, test),
+            *thresholds_and_map,
+            _pair(clip),
+            counts,
+            torch.get_num_threads(),
+        )
         return counts
 
 
@@ -184,19 +176,13 @@ if _backend.triton_missing is None:
             )
 
     @overlaps.register_kernel("cuda")
-    def _overlaps_triton(
-        reference: Tensor,
-        test: Tensor,
-        threshold_x: float,
-        threshold_y: float,
-        scale: float,
-        offset: float,
-        clip: Sequence[float],
-    ) -> Tensor:
-        thresholds = threshold_x, threshold_y
+    def _overlaps_triton(reference: Tensor, test: Tensor, *numbers: Any) -> Tensor:
         if not {reference.dtype, test.dtype} <= _TRITON_DTYPES:
-            return _overlaps_reference(reference, test, *thresholds, scale, offset, clip)
+            return _overlaps_reference(reference, test, *numbers)
         from .triton_kernel import overlap_counts_triton
 
+        threshold_x, threshold_y, scale, offset, clip = numbers
         with torch.cuda.device(reference.device):
-            return overlap_counts_triton(reference, test, *thresholds, scale, offset, _pair(clip))
+            return overlap_counts_triton(
+                reference, test, threshold_x, threshold_y, scale, offset, _pair(clip)
+            )

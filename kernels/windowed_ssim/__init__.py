@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -109,14 +109,7 @@ def _windowed_ssim(
 
 @_windowed_ssim.register_fake
 def _fake(
-    reference: Tensor,
-    test: Tensor,
-    data_range: float,
-    window: str,
-    ndim: int,
-    scale: float,
-    offset: float,
-    clip: Sequence[float],
+    reference: Tensor, test: Tensor, data_range: float, window: str, ndim: int, *_: Any
 ) -> Tensor:
     shape = (reference.shape[0],) if ndim == 2 else ()
     return reference.new_empty(shape, dtype=torch.float64)
@@ -172,19 +165,8 @@ if _backend.native is not None:
 if _backend.triton_missing is None:
 
     @_windowed_ssim.register_kernel("cuda")
-    def _triton(
-        reference: Tensor,
-        test: Tensor,
-        data_range: float,
-        window: str,
-        ndim: int,
-        scale: float,
-        offset: float,
-        clip: Sequence[float],
-    ) -> Tensor:
+    def _triton(reference: Tensor, *others: Any) -> Tensor:
         from .triton_kernel import windowed_ssim_triton
 
         with torch.cuda.device(reference.device):
-            return windowed_ssim_triton(
-                reference, test, data_range, window, ndim, scale, offset, clip
-            )
+            return windowed_ssim_triton(reference, *others)
