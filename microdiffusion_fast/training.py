@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .denoiser import Denoiser, load_denoiser, read_tensors, save_denoiser, write_tensors
 from .errors import InputError
@@ -17,6 +16,7 @@ from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .simulate import random_volume
 from .training_data import Acquisition, Source, draw_batch
+from .training_state import TrainingState, checked_output, state_path
 from .training_step import fast_bfloat16, training_loss
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
@@ -90,20 +90,14 @@ def train(
             `start_from` is no checkpoint.
     """
     config = config or TrainingConfig()
-    path = Path(output)
-    if path.suffix != ".safetensors":
-        raise InputError("output", "a path that ends in .safetensors", str(path))
-    if not path.parent.is_dir():
-        raise InputError("output", "a path in an existing folder", str(path))
-    if path.exists() and not (resume or overwrite):
-        raise InputError("output", "a path that does not exist, or --resume", str(path))
+    path = checked_output(output, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     denoiser = Denoiser()
     if start_from is not None:
         denoiser = load_denoiser(Path(start_from), argument="start_from").train()
     run = _Run(denoiser, config, path)
     if resume:
-        run.load()
+        run.resume()
     sources = []
     with Progress("simulate", config.volumes, enabled=progress, callback=callback) as bar:
         for index in range(config.volumes):
@@ -159,59 +153,29 @@ def _train_step(
     return 10 * math.log10((float(reference) + 1e-9) / (float(error.detach()) + 1e-9))
 
 
-class _Run:
-    """Weights, their average and the optimiser, saved and loaded together."""
+class _Run(TrainingState):
+    """A state that knows its recipe and its files."""
 
     def __init__(self, denoiser: Denoiser, config: TrainingConfig, path: Path) -> None:
-        self.denoiser, self.config, self.path, self.step = denoiser, config, path, 0
-        self.averaged = {name: value.clone() for name, value in denoiser.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(
-            denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-3
+        parameters = denoiser.parameters()
+        super().__init__(
+            denoiser, torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-3)
         )
-
-    @property
-    def state_path(self) -> Path:
-        return self.path.with_suffix(".state.safetensors")
-
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Exponential moving average of the weights, quicker while young."""
-        decay = min(decay, (self.step + 1) / (self.step + 10))
-        for name, value in self.denoiser.state_dict().items():
-            self.averaged[name].lerp_(value, 1 - decay)
+        self.denoiser, self.config, self.path = denoiser, config, path
 
     def save(self) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name, value in self.denoiser.state_dict().items():
-            tensors[f"weight.{name}"] = value
-            tensors[f"average.{name}"] = self.averaged[name]
-        for name, parameter in self.denoiser.named_parameters():
-            moments = self.optimiser.state[parameter]
-            tensors[f"first.{name}"] = moments["exp_avg"]
-            tensors[f"second.{name}"] = moments["exp_avg_sq"]
         recipe = json.dumps(asdict(self.config))
-        write_tensors(self.state_path, tensors, {"step": str(self.step), "recipe": recipe})
+        metadata = {"step": str(self.step), "recipe": recipe}
+        write_tensors(state_path(self.path), self.tensors(), metadata)
         averaged = Denoiser(self.denoiser.config)
         averaged.load_state_dict(self.averaged)
         save_denoiser(self.path, averaged, {"recipe": recipe, "step": str(self.step)})
 
-    def load(self) -> None:
-        if not self.state_path.is_file():
-            raise InputError("resume", f"a training state {self.state_path}", "none")
-        tensors, metadata = read_tensors(self.state_path, "resume", "a safetensors state")
+    def resume(self) -> None:
+        state = state_path(self.path)
+        if not state.is_file():
+            raise InputError("resume", f"a training state {state}", "none")
+        tensors, metadata = read_tensors(state, "resume", "a safetensors state")
         if metadata.get("recipe") != json.dumps(asdict(self.config)):
             raise InputError("resume", "the recipe it was begun with", asdict(self.config))
-        self.step = int(metadata["step"])
-        self.denoiser.load_state_dict(_part(tensors, "weight."))
-        self.averaged = _part(tensors, "average.")
-        first, second = _part(tensors, "first."), _part(tensors, "second.")
-        for name, parameter in self.denoiser.named_parameters():
-            self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": first[name].clone(memory_format=torch.preserve_format),
-                "exp_avg_sq": second[name],
-            }
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+        self.load(tensors, int(metadata["step"]))
