@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .exact import Probe, exact_plan, sample_exact
 from .forward_model import AxialProjection
 from .graph import ChainGraph
+from .progress import Progress, ProgressCallback
 from .sampler import Chain, Denoise
 from .schedule import SamplingPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A volume and what is known of it.
+
+    Attributes:
+        volume: [Z, Y, X], in network units.
+        deviation: [Z, Y, X] standard deviation of the chains, from two on.
+        probe: of an exact chain, if one was made.
+    """
+
+    volume: Tensor
+    deviation: Tensor | None
+    probe: Probe | None
+
+
+def estimate(
+    denoise: Denoise,
+    prior: Tensor,
+    plan: SamplingPlan,
+    *,
+    chains: int,
+    tol: float | None = None,
+    mean_plan: SamplingPlan | None = None,
+    operator: AxialProjection,
+    projections: Tensor,
+    seed: int,
+    cuda_graph: bool,
+    progress: bool,
+    callback: ProgressCallback | None,
+) -> Estimate:
+    """The mean of some chains, or beside them the posterior mean.
+
+    Args:
+        denoise, prior, operator, projections, seed: as in `sampler.sample`.
+        plan: of the chains.
+        chains: how many.
+        tol: take of the plan the last steps that equal it to this share of the intensity range,
+            and prove it with a probe, whose first chain is the first of the chains.
+        mean_plan: of the one chain whose end is the volume; None takes the mean of the chains.
+        cuda_graph: as in `run_chains`.
+        progress, callback: as in `Progress`.
+
+    Raises:
+        InputError: `tol` cannot be kept.
+    """
+    many = partial(
+        run_chains,
+        denoise,
+        prior,
+        operator=operator,
+        projections=projections,
+        seed=seed,
+        cuda_graph=cuda_graph,
+    )
+    probe: Probe | None = None
+    drawn: list[Tensor] = []
+    if tol is not None:
+        calls = 2 * len(exact_plan(plan, tol))
+        with Progress("probe", calls, enabled=progress, callback=callback) as bar:
+            probe = sample_exact(
+                denoise,
+                prior,
+                plan,
+                tol,
+                operator=operator,
+                projections=projections,
+                seed=seed,
+                callback=lambda step, x: bar.advance(),
+            )
+        plan, drawn = probe.plan, [probe.volume]
+    total = (chains - len(drawn)) * len(plan) + (len(mean_plan) if mean_plan else 0)
+    with Progress("sample", total, enabled=progress, callback=callback) as bar:
+        others = many(plan=plan, first=len(drawn), count=chains, advance=bar.advance)
+        volume, deviation = mean_and_deviation(itertools.chain(drawn, others))
+        if mean_plan is not None:
+            volume, _ = mean_and_deviation(many(plan=mean_plan, count=1, advance=bar.advance))
+    assert volume is not None
+    return Estimate(volume, deviation, probe)
 
 
 def run_chains(
@@ -21,11 +106,13 @@ def run_chains(
     operator: AxialProjection,
     projections: Tensor,
     count: int,
+    first: int = 0,
     seed: int,
     cuda_graph: bool,
     advance: Callable[[int], None],
 ) -> Iterable[Tensor]:
-    """The volumes of `count` chains with noise of their own, [Z, Y, X]; each reuses the memory.
+    """The volumes of chains `first` to `count - 1`, each with noise of its own, [Z, Y, X]; each
+    reuses the memory.
 
     Args:
         denoise, prior, plan, operator, projections, seed: as in `sampler.sample`; chain i draws the
@@ -36,9 +123,9 @@ def run_chains(
     """
     chain = Chain(denoise, prior, plan, operator=operator, projections=projections)
     graph: ChainGraph | None = None
-    for stream in range(count):
+    for stream in range(first, count):
         chain.begin(seed=seed, stream=stream)
-        if cuda_graph and count > 2 and prior.device.type == "cuda":
+        if cuda_graph and count - first > 2 and prior.device.type == "cuda":
             if graph is None:
                 graph = ChainGraph(chain)
                 chain.begin(seed=seed, stream=stream)

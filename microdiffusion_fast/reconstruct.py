@@ -16,13 +16,15 @@ from torch import Tensor
 from .adaptation import AdaptOptions, adapt
 from .denoiser import load_denoiser
 from .errors import InputError
-from .estimate import mean_and_deviation, run_chains
+from .estimate import estimate
+from .exact import TOL, Probe, exact_plan, remembered
 from .forward_model import AxialProjection
 from .inference import StackDenoiser, from_network, to_network
 from .inr import INROptions, estimate_noise, fit_inr
-from .progress import Progress, ProgressCallback
+from .progress import ProgressCallback
 from .projections import Projections
-from .schedule import SamplingPlan, make_plan
+from .schedule import NoiseSchedule, SamplingPlan, make_plan
+from .schedule_gamma import GammaSchedule
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
 MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
@@ -80,9 +82,12 @@ def reconstruct(
     depth: int | None = None,
     voxel_size: Sequence[float] | None = None,
     preset: Literal["fast"] = "fast",
-    steps: int | None = None,
+    steps: int | Literal["exact"] | None = None,
+    tol: float = TOL,
+    probe: bool = True,
     sampler: Literal["ddim", "ddpm", "dpm++"] | None = None,
     gamma: float | Sequence[float] | None = None,
+    gamma_schedule: GammaSchedule = "constant",
     guidance: float = 0.0,
     variance_mix: float | None = None,
     samples: int = 1,
@@ -114,10 +119,16 @@ def reconstruct(
         preset: "fast" is the shipped local denoiser.
         steps: calls of the network per chain. None estimates the posterior mean, in one call: the
             volume of least squared error. A number runs chains of that length, whose end is a
-            sample: sharper, and further from the truth on average.
+            sample: sharper, and further from the truth on average. "exact" gives what all T = 1000
+            steps would give to `tol`, by as many of the last ones as gamma makes enough.
+        tol: for "exact": largest difference to all steps, as a share of the intensity range.
+        probe: for "exact": run a second chain from another start, and take more steps until both
+            end within `tol`; twice the calls of the first chain.
         sampler: "ddim", "ddpm" or "dpm++" (DPM-Solver++ 2M).
         gamma: weight of the prior in the blend of every state, in [0, 1]: a number, or one per
             step; `schedule.make_plan` has the convention.
+        gamma_schedule: "constant", or how gamma falls with the timestep from that number: "linear",
+            "cosine", "late-release"; see `schedule_gamma.gamma_schedule`.
         guidance: classifier-free guidance strength w; 0 needs no second network call.
         variance_mix: v of DDPM's learned-variance mix.
         samples: chains to draw; 2 or more give the uncertainty. With `steps` the volume is their
@@ -182,15 +193,21 @@ def reconstruct(
             length,
             sampler=method,
             gamma=blend,
+            gamma_schedule=gamma_schedule,
             variance_mix=variance_mix,
             guidance=guidance,
             consistency=consistency,
             noise_to_signal=ratio,
-            spacing="snr" if method == "dpm++" else "time",
+            # of all timesteps there is one spacing only, and "time" is quick to find
+            spacing="snr" if method == "dpm++" and steps != "exact" else "time",
         )
 
     mean_plan = plan_of(MEAN_STEPS) if steps is None else None
-    chain = plan_of(SAMPLE_STEPS if steps is None else steps)
+    if steps == "exact":
+        plan = plan_of(NoiseSchedule().steps)
+        chain = exact_plan(plan, tol)
+    else:
+        plan = chain = plan_of(SAMPLE_STEPS if steps is None else steps)
     chains = samples if samples > 1 or mean_plan is None else 0
     place = _device(device, stack)
     network = load_denoiser(None if denoiser is None else Path(denoiser))
@@ -233,34 +250,27 @@ def reconstruct(
             guided=guidance != 0,
             both_ways=True,
         )
-        total = (MEAN_STEPS if mean_plan else 0) + chains * len(chain)
-        with Progress("sample", total, enabled=progress, callback=callback) as bar:
-
-            def draw(plan: SamplingPlan, count: int) -> tuple[Tensor | None, Tensor | None]:
-                runs = run_chains(
-                    denoise,
-                    to_network(rendered),
-                    plan,
-                    operator=operator,
-                    projections=to_network(images),
-                    count=count,
-                    seed=seed,
-                    cuda_graph=cuda_graph,
-                    advance=bar.advance,
-                )
-                return mean_and_deviation(runs)
-
-            volume, deviation = draw(chain, chains)
-            if mean_plan is not None:
-                volume, _ = draw(mean_plan, 1)
-        assert volume is not None
+        found = estimate(
+            denoise,
+            to_network(rendered),
+            plan if probe else chain,
+            chains=chains,
+            tol=tol if steps == "exact" and probe else None,
+            mean_plan=mean_plan,
+            operator=operator,
+            projections=to_network(images),
+            seed=seed,
+            cuda_graph=cuda_graph,
+            progress=progress,
+            callback=callback,
+        )
 
     timings["total"] = time.perf_counter() - begun
     scale = high - low
     return Reconstruction(
-        volume=_numpy(from_network(volume) * scale + low),
+        volume=_numpy(from_network(found.volume) * scale + low),
         prior=_numpy(rendered * scale + low),
-        uncertainty=None if deviation is None else _numpy(deviation / 2 * scale),
+        uncertainty=_numpy(found.deviation / 2 * scale) if found.deviation is not None else None,
         projections=stack,
         timings=timings,
         parameters={
@@ -273,8 +283,10 @@ def reconstruct(
             "estimate": "posterior mean" if mean_plan else "mean of samples",
             "steps": steps,
             "chains": chains,
+            "exact": _exactness(plan, chain, tol, found.probe) if steps == "exact" else None,
             "sampler": method,
             "gamma": blend if isinstance(blend, int | float) else list(blend),
+            "gamma_schedule": gamma_schedule,
             "guidance": guidance,
             "samples": samples,
             "consistency": consistency,
@@ -309,6 +321,20 @@ def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:
 
 
 _adapt = adapt  # `reconstruct` has an argument of that name
+
+
+def _exactness(
+    plan: SamplingPlan, chain: SamplingPlan, tol: float, probe: Probe | None
+) -> dict[str, Any]:
+    """What is on record of an exact chain: differences are shares of the intensity range."""
+    taken = probe.plan if probe else chain
+    return {
+        "steps": len(taken),
+        "of": len(plan),
+        "tol": tol,
+        "bound": remembered(taken),
+        "difference": probe.difference if probe else None,
+    }
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def sample(
     Args:
         denoise: `denoise(x, step, level)` returns the network's prediction [Z, Y, X] for the
             blended state x, or (conditional, unconditional). x is reused: do not keep or change it.
+            step counts from 0, in the last steps of a longer plan as in all of it.
         prior: [Z, Y, X]; its device and dtype are those of the chain.
         plan: from `make_plan`.
         operator: A, when the plan asks for consistency.
@@ -145,8 +146,9 @@ class Chain:
         key = self.take()
         draws, guided = self.plan.column("d").tolist(), self.plan.uses("w")
         operator = self.operator
+        skipped = self.plan.skipped
         for step, level in enumerate(self.plan.levels):
-            output = self.denoise(self.x, step, level)
+            output = self.denoise(self.x, skipped + step, level)
             cond, uncond = output if isinstance(output, tuple) else (output, None)
             if uncond is None and guided:
                 expected = "(conditional, unconditional) for guidance"
@@ -167,7 +169,7 @@ class Chain:
             )
             self.counter += 1
             if callback is not None:
-                callback(step, self.x)
+                callback(skipped + step, self.x)
         return self.x
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.kernels.blended_step import COLUMNS
 from microdiffusion_fast.schedule_checks import choice, integer, limits, number, option, per_step
+from microdiffusion_fast.schedule_gamma import GammaSchedule, gammas_at
 from microdiffusion_fast.schedule_updates import (
     Point,
     ddim,
@@ -106,6 +107,7 @@ class SamplingPlan:
         levels: K noise levels to tell the network: those of training.
         start: shares of the prior and of the noise in the first state before its blend.
         table: float64 [K, columns], the columns in the order of `COLUMNS`.
+        skipped: rows of the whole chain before these; the sampler counts steps from there.
     """
 
     timesteps: tuple[int, ...]
@@ -113,9 +115,27 @@ class SamplingPlan:
     levels: tuple[NoiseLevel, ...]
     start: tuple[float, float]
     table: Tensor
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def last(self, count: int) -> SamplingPlan:
+        """The last `count` steps: the same rows, timesteps and noise, from the prior diffused to
+        the first of them; the plan itself where that is all of it.
+        """
+        cut = len(self) - integer("count", count, 1, len(self))
+        if cut == 0:
+            return self
+        return replace(
+            self,
+            timesteps=self.timesteps[cut:],
+            gammas=self.gammas[cut:],
+            levels=self.levels[cut:],
+            start=(self.levels[cut].signal, self.levels[cut].noise),
+            table=self.table[cut:],
+            skipped=self.skipped + cut,
+        )
 
     def column(self, name: str) -> Tensor:
         """One column of the table, float64 [K]."""
@@ -159,6 +179,7 @@ def make_plan(
     schedule: NoiseSchedule | None = None,
     sampler: Sampler = "ddim",
     gamma: float | Sequence[float] | None = None,
+    gamma_schedule: GammaSchedule = "constant",
     prediction: Prediction = "x0",
     variance_mix: float | None = None,
     eta: float | None = None,
@@ -184,6 +205,8 @@ def make_plan(
             the network sees: one number, or one per step, the noisiest first; None is 0. The
             authors' released code blends `0.1 * x + 0.9 * inr`, which is gamma = 0.9 here; the
             supplement's ablation finds the effect level off from 0.1.
+        gamma_schedule: how gamma falls with the timestep, see `schedule_gamma.gamma_schedule`;
+            other than "constant" it takes one gamma, the largest.
         prediction: what the network returns: x0, eps, or v = sqrt(ab) * eps - sqrt(1 - ab) * x0.
         variance_mix: v of DDPM's variance `exp(v log(beta) + (1 - v) log(beta_tilde))` in [0, 1];
             default 0.3, the authors'.
@@ -229,7 +252,7 @@ def make_plan(
         timesteps = even_in_time(steps, first, last_timestep)
     else:
         timesteps = even_in_snr(steps, points[last_timestep : first + 1])
-    gammas = per_step("gamma", 0.0 if gamma is None else gamma, steps)
+    gammas = gammas_at(timesteps, gamma, gamma_schedule, total)
     levels = tuple(schedule.level(t, g) for t, g in zip(timesteps, gammas, strict=True))
     trusts = _trusts(consistency, noise_to_signal, levels)
 
@@ -250,34 +273,6 @@ def make_plan(
     table = torch.tensor(rows, dtype=torch.float64)
     start = (levels[0].signal, levels[0].noise) if first < total else (0.0, 1.0)
     return SamplingPlan(timesteps, gammas, levels, start, table)
-
-
-def steps_that_matter(gammas: float | Sequence[float], tol: float) -> int:
-    """How many of a chain's last steps decide its result to `tol`: the least K with
-    `prod(1 - gamma) <= tol` over the last K.
-
-    Every blend multiplies the dependence on the state before by 1 - gamma: 8 steps at gamma = 0.9
-    and 6e-8 (one float32 rounding), 3 at 1/255. All of them where even the whole chain does not
-    forget its start. The bound holds as far as the network itself does not amplify its input.
-
-    Args:
-        gammas: one gamma of a chain of any length, or the gammas of a chain, the noisiest first.
-        tol: share of the first state that may be left, in (0, 1).
-
-    Raises:
-        InputError: a value is out of range, or a single gamma is 0: such a chain forgets nothing.
-    """
-    number("tol", tol, math.ulp(0.0), math.nextafter(1.0, 0.0))
-    if not isinstance(gammas, Sequence):
-        gamma = number("gammas", gammas, math.ulp(0.0), 1.0)
-        # Less a rounding, so that 1e-6 at 0.9 is 6 steps and not 7.
-        return 1 if gamma == 1 else math.ceil(math.log(tol) / math.log1p(-gamma) - 1e-9)
-    left = 1.0
-    for count, gamma in enumerate(reversed(per_step("gammas", gammas, len(gammas))), start=1):
-        left *= 1 - gamma
-        if left <= tol * (1 + 1e-9):
-            return count
-    return len(gammas)
 
 
 def _trusts(

@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "tiling",
     },
     {"sampler"},
+    {"exact"},
     {"graph"},
     {"estimate"},
     {"training", "training_data", "training_step"},

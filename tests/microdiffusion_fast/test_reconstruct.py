@@ -240,8 +240,7 @@ def test_the_uncertainty_is_the_standard_deviation(
 
         return original(kept())
 
-    module = sys.modules["microdiffusion_fast.reconstruct"]
-    monkeypatch.setattr(module, "mean_and_deviation", recorded)
+    monkeypatch.setattr(estimate, "mean_and_deviation", recorded)
     result = quick(stack, samples=4, steps=4, sampler="ddpm", gamma=0.0)
     low, high = stack.intensity_range()
     samples = ((torch.stack(drawn).double() + 1) / 2 * (high - low) + low).numpy()

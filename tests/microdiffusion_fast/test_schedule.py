@@ -21,8 +21,8 @@ from microdiffusion_fast.schedule import (
     Sampler,
     SamplingPlan,
     make_plan,
-    steps_that_matter,
 )
+from microdiffusion_fast.schedule_gamma import steps_that_matter
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
