@@ -152,9 +152,7 @@ class TrainingLoss(nn.Module):
             eps = torch.stack(drawn).to(device)
             share = self.alpha_bar[t][:, None, None]
             state = share.sqrt() * clean + (1 - share).sqrt() * eps
-            generators = [
-                torch.Generator(device).manual_seed(example.dropout) for example in own
-            ]
+            generators = [torch.Generator(device).manual_seed(example.dropout) for example in own]
             for dropout in self.dropouts:
                 dropout.generators = generators
             found = self.denoiser(state, self.denoiser.biases(t, condition))

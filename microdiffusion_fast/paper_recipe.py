@@ -14,7 +14,6 @@ from .projections import Projections
 
 STEPS = 2000
 GAMMA = 0.9
-_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class PaperTraining:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(name, f"an integer of at least {least}", repr(value))
-        if self.seed >= _SEEDS:
-            raise InputError("seed", "an integer in [0, 2^31) for a training", self.seed)
+        if self.seed >= 2**63:
+            raise InputError("seed", "an integer in [0, 2^63)", self.seed)
         for name in ("gamma", "unconditional", "averaging"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

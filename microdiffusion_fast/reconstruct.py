@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,24 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adaptation import AdaptOptions, adapt
-from .denoiser import load_denoiser
+from .device import resolve_device
 from .errors import InputError
 from .estimate import estimate
-from .exact import TOL, Probe, exact_plan, remembered
-from .forward_model import AxialProjection
-from .inference import StackDenoiser, from_network, to_network
-from .inr import INROptions, estimate_noise, fit_inr
+from .exact import TOL, Probe, remembered
+from .inference import from_network, to_network
+from .preset import Request, noise_to_signal
+from .preset_fast import prepare_fast
+from .preset_paper import prepare_paper
 from .progress import ProgressCallback
 from .projections import Projections
-from .schedule import NoiseSchedule, SamplingPlan, make_plan
+from .schedule import SamplingPlan
 from .schedule_gamma import GammaSchedule
 
-# Chosen on simulated validation volumes; docs/defaults.md has the comparison.
-MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
-SAMPLE_STEPS = 4
-GAMMA = 0.1
-SAMPLER: Literal["ddim"] = "ddim"
+__all__ = ["Reconstruction", "noise_to_signal", "reconstruct"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,23 +76,24 @@ def reconstruct(
     start: int | None = None,
     depth: int | None = None,
     voxel_size: Sequence[float] | None = None,
-    preset: Literal["fast"] = "fast",
+    preset: Literal["fast", "paper"] = "fast",
     steps: int | Literal["exact"] | None = None,
     tol: float = TOL,
     probe: bool = True,
     sampler: Literal["ddim", "ddpm", "dpm++"] | None = None,
     gamma: float | Sequence[float] | None = None,
     gamma_schedule: GammaSchedule = "constant",
-    guidance: float = 0.0,
+    guidance: float | None = None,
     variance_mix: float | None = None,
     samples: int = 1,
-    consistency: Literal["hard", "soft", "off"] = "hard",
-    adapt: bool = True,
+    consistency: Literal["hard", "soft", "off"] | None = None,
+    adapt: bool | None = None,
     adapt_steps: int | None = None,
     axial_blur: float | None = None,
     denoiser: str | Path | None = None,
     prior: Any = None,
     inr_steps: int | None = None,
+    train_steps: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 8,
@@ -116,9 +112,20 @@ def reconstruct(
         depth: slices Z of the volume; None ends with the last window.
         voxel_size: (z, y, x) of the volume's voxels in micrometres; travels to the result, and
             tells adaptation how the axes compare.
-        preset: "fast" is the shipped local denoiser.
-        steps: calls of the network per chain. None estimates the posterior mean, in one call: the
-            volume of least squared error. A number runs chains of that length, whose end is a
+        preset: "fast" is the shipped local denoiser, "paper" the published method, its denoiser
+            trained on this very stack. An option that is None takes the preset's default:
+
+                             fast             paper
+                steps        posterior mean   "exact"
+                sampler      "ddim"           "ddpm"
+                gamma        0.1              that of the checkpoint, 0.9 without
+                guidance     0                1.8
+                variance_mix                  0.3
+                consistency  "hard"           "off", as published
+                adapt        True             False: it is trained
+
+        steps: calls of the network per chain. The posterior mean is one call: the volume of least
+            squared error. A number runs chains of that length, whose end is a
             sample: sharper, and further from the truth on average. "exact" gives what all T = 1000
             steps would give to `tol`, by as many of the last ones as gamma makes enough.
         tol: for "exact": largest difference to all steps, as a share of the intensity range.
@@ -134,14 +141,17 @@ def reconstruct(
         samples: chains to draw; 2 or more give the uncertainty. With `steps` the volume is their
             mean; without, it is the posterior mean, and the chains take 4 steps.
         consistency: "hard" makes the projections of the result equal the input to rounding.
-        adapt: self-train on this stack, and keep it only if a check along z says so.
+        adapt: for "fast": self-train on this stack, and keep it only if a check along z says so.
         adapt_steps: budget of that training in optimiser steps.
         axial_blur: sigma in slices by which the volume is softer along z than across, where it is
             known; None assumes 1.5.
-        denoiser: checkpoint (.safetensors); None is the one that ships.
+        denoiser: checkpoint (.safetensors). None is the one that ships; for "paper" it trains one
+            and keeps it as long as it is needed (`train_paper` makes one to keep).
         prior: [Z, Y, X] in the units of the projections, instead of the INR: what the states are
             blended with.
         inr_steps: optimiser steps of the INR at most.
+        train_steps: for "paper" without a checkpoint: optimiser steps of that training, 2000 unless
+            given. On a CPU that is for small images.
         seed: of everything random; the same seed and settings give the same bits.
         device: where the sampling runs; None stays where the projections are.
         batch_size: slices per network call; changes memory and time only.
@@ -156,19 +166,14 @@ def reconstruct(
 
     Source: MicroDiffusion (arXiv 2403.10815); the project's DESIGN.md for what differs.
     """
-    if preset != "fast":
-        raise InputError("preset", "'fast'", repr(preset))
+    prepare = {"fast": prepare_fast, "paper": prepare_paper}.get(preset)
+    if prepare is None:
+        raise InputError("preset", "'fast' or 'paper'", repr(preset))
     for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(name, f"an integer of at least {least}", value)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError("seed", "an integer in [0, 2^63)", seed)
-    if axial_blur is not None and not (
-        isinstance(axial_blur, int | float) and 0 <= axial_blur <= 20
-    ):
-        raise InputError("axial_blur", "a sigma in slices from 0 to 20", axial_blur)
-    budget = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
-    options = INROptions() if inr_steps is None else INROptions(steps=inr_steps)
     stack = Projections.from_any(
         projections,
         step_length=step_length,
@@ -178,101 +183,56 @@ def reconstruct(
         depth=depth,
         voxel_size=voxel_size,
     )
-    operator = stack.operator
-    low, high = stack.intensity_range()
-    images = (stack.images - low) / (high - low)
-    given = None if prior is None else _volume("prior", prior, stack)
-    method = sampler or SAMPLER
-    blend = GAMMA if gamma is None else gamma
-    if steps is None and isinstance(blend, Sequence):
-        steps = len(blend)
-    ratio = noise_to_signal(images, operator) if consistency == "soft" else None
-
-    def plan_of(length: int) -> SamplingPlan:
-        return make_plan(
-            length,
-            sampler=method,
-            gamma=blend,
-            gamma_schedule=gamma_schedule,
-            variance_mix=variance_mix,
-            guidance=guidance,
-            consistency=consistency,
-            noise_to_signal=ratio,
-            # of all timesteps there is one spacing only, and "time" is quick to find
-            spacing="snr" if method == "dpm++" and steps != "exact" else "time",
-        )
-
-    mean_plan = plan_of(MEAN_STEPS) if steps is None else None
-    if steps == "exact":
-        plan = plan_of(NoiseSchedule().steps)
-        chain = exact_plan(plan, tol)
-    else:
-        plan = chain = plan_of(SAMPLE_STEPS if steps is None else steps)
-    chains = samples if samples > 1 or mean_plan is None else 0
-    place = _device(device, stack)
-    network = load_denoiser(None if denoiser is None else Path(denoiser))
-    images = images.to(place)
-    timings: dict[str, float] = {}
+    asked = Request(
+        stack=stack,
+        steps=steps,
+        tol=tol,
+        sampler=sampler,
+        gamma=gamma,
+        gamma_schedule=gamma_schedule,
+        guidance=guidance,
+        variance_mix=variance_mix,
+        samples=samples,
+        consistency=consistency,
+        adapt=adapt,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        denoiser=denoiser,
+        prior=None if prior is None else _volume("prior", prior, stack),
+        inr_steps=inr_steps,
+        train_steps=train_steps,
+        seed=seed,
+        device=resolve_device(device, stack.images.device),
+        batch_size=batch_size,
+        progress=progress,
+        callback=callback,
+    )
     begun = time.perf_counter()
-
-    with _timed(timings, "prior"):
-        if given is None:
-            inr = fit_inr(
-                images, operator, options=options, seed=seed, progress=progress, callback=callback
-            )
-            rendered = inr.render()
-            if consistency == "hard":
-                rendered = operator.consistent(rendered, images)
-        else:
-            rendered = (given - low).to(place) / (high - low)
-
-    with _timed(timings, "adaptation"):
-        adapted = _adapt(  # on the CPU: its random draws are, and the step is small
-            network,
-            images.cpu(),
-            operator,
-            voxel_size=stack.voxel_size,
-            axial_blur=axial_blur,
-            train=adapt,
-            options=budget,
-            seed=seed,
-            progress=progress,
-            callback=callback,
-        )
-
-    with _timed(timings, "sampling"):
-        denoise = StackDenoiser(
-            adapted.denoiser.to(place),
-            images,
-            operator,
-            axial_blur=adapted.axial_blur,
-            batch=batch_size,
-            guided=guidance != 0,
-            both_ways=True,
-        )
+    ready = prepare(asked)
+    exact = ready.parameters["steps"] == "exact"
+    with asked.timed("sampling"):
         found = estimate(
-            denoise,
-            to_network(rendered),
-            plan if probe else chain,
-            chains=chains,
-            tol=tol if steps == "exact" and probe else None,
-            mean_plan=mean_plan,
-            operator=operator,
-            projections=to_network(images),
+            ready.denoise,
+            to_network(ready.prior),
+            ready.plan if probe else ready.chain,
+            chains=ready.chains,
+            tol=tol if exact and probe else None,
+            mean_plan=ready.mean_plan,
+            operator=stack.operator,
+            projections=to_network(ready.images),
             seed=seed,
             cuda_graph=cuda_graph,
             progress=progress,
             callback=callback,
         )
-
-    timings["total"] = time.perf_counter() - begun
+    low, high = ready.parameters["intensity_range"]
     scale = high - low
     return Reconstruction(
         volume=_numpy(from_network(found.volume) * scale + low),
-        prior=_numpy(rendered * scale + low),
+        prior=_numpy(ready.prior * scale + low),
         uncertainty=_numpy(found.deviation / 2 * scale) if found.deviation is not None else None,
         projections=stack,
-        timings=timings,
+        timings={**asked.timings, "total": time.perf_counter() - begun},
         parameters={
             "step_length": stack.step_length,
             "stride": stack.stride,
@@ -280,47 +240,17 @@ def reconstruct(
             "depth": stack.depth,
             "weights": stack.weights,
             "preset": preset,
-            "estimate": "posterior mean" if mean_plan else "mean of samples",
-            "steps": steps,
-            "chains": chains,
-            "exact": _exactness(plan, chain, tol, found.probe) if steps == "exact" else None,
-            "sampler": method,
-            "gamma": blend if isinstance(blend, int | float) else list(blend),
+            "estimate": "posterior mean" if ready.mean_plan else "mean of samples",
+            "chains": ready.chains,
+            "exact": _exactness(ready.plan, ready.chain, tol, found.probe) if exact else None,
             "gamma_schedule": gamma_schedule,
-            "guidance": guidance,
             "samples": samples,
-            "consistency": consistency,
-            "adapt": adapt,
-            "adapt_steps": budget.steps if adapt else 0,
-            "axial_blur": adapted.axial_blur,
-            "denoiser": "shipped" if denoiser is None else str(denoiser),
-            "prior": "INR" if prior is None else "given",
             "seed": seed,
-            "device": str(place),
-            "intensity_range": [low, high],
+            "device": str(asked.device),
+            **ready.parameters,
         },
-        adaptation={
-            "accepted": adapted.accepted,
-            "axial_blur": adapted.axial_blur,
-            **adapted.evidence,
-        },
+        adaptation=ready.adaptation,
     )
-
-
-def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:
-    """Noise of the projections over what they may still tell, for soft consistency.
-
-    The noise is estimated from the images, the signal from how neighbouring projections differ.
-    """
-    if len(images) < 2:
-        return 0.0
-    noise = estimate_noise(images) ** 2
-    signal = float((images[1:] - images[:-1]).square().mean()) / 2
-    gram = float(operator.weights.square().sum())
-    return noise / max(gram * max(signal - noise, 0.01 * signal), 1e-12)
-
-
-_adapt = adapt  # `reconstruct` has an argument of that name
 
 
 def _exactness(
@@ -335,27 +265,6 @@ def _exactness(
         "bound": remembered(taken),
         "difference": probe.difference if probe else None,
     }
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - begun
-
-
-def _device(device: str | torch.device | None, stack: Projections) -> torch.device:
-    if device is None:
-        return stack.images.device
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError("device", "'cpu' or 'cuda'", repr(device)) from None
-    if place.type not in ("cpu", "cuda"):
-        raise InputError("device", "'cpu' or 'cuda'", repr(str(device)))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", "'cpu': torch sees no CUDA device here", repr(str(device)))
-    return place
 
 
 def _volume(name: str, data: Any, stack: Projections) -> Tensor:

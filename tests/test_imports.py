@@ -43,6 +43,7 @@ LAYERS: list[set[str]] = [
     {"inference"},
     {"adaptation"},
     {"paper"},
+    {"preset"},
     {"reconstruct"},
     {"experiments", "distributed", "report", "integrations", "cli"},
 ]
