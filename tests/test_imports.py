@@ -31,6 +31,8 @@ LAYERS: list[set[str]] = [
         "metrics_input",
         "inr",
         "denoiser",
+        "paper_condition",
+        "paper_unet",
         "simulate",
         "simulation",
         "tiling",
