@@ -17,14 +17,6 @@ def _seed(value: int) -> int:
     return value
 
 
-def _preset(text: str) -> Literal["fast"]:
-    if text == "fast":
-        return "fast"
-    # "paper" is in the contract of the command line, but for a later version.
-    got = "'paper', which is not built yet" if text == "paper" else repr(text)
-    raise typer.BadParameter(f"expected 'fast', got {got}")
-
-
 Volume = Annotated[Path, typer.Argument(metavar="VOLUME", help="Volume: TIFF, OME-Zarr or NPY.")]
 Projected = Annotated[Path, typer.Argument(metavar="PROJ", help="Stack of projections.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
@@ -66,11 +58,9 @@ VoxelSize = Annotated[
     ),
 ]
 Preset = Annotated[
-    Literal["fast"],
+    Literal["fast", "paper"],
     typer.Option(
-        parser=_preset,
-        metavar="fast",
-        help="This package's defaults (the paper's are not built yet).",
+        help="This package's method, or the published one, trained on the stack.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -195,12 +185,32 @@ Checkpoint = Annotated[
         "--output", "-o", metavar="FILE", help="Weights to write; a training state lies beside."
     ),
 ]
-TrainSteps = Annotated[
-    int | None, typer.Option(min=1, help="Optimiser steps; default those of the shipped weights.")
+MaybeProjected = Annotated[
+    Path | None,
+    typer.Argument(metavar="PROJ", help="Stack of projections, for --preset paper."),
 ]
-Volumes = Annotated[int | None, typer.Option(min=1, help="Simulated volumes to learn from.")]
+OptimiserSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Optimiser steps; default the preset's.")
+]
+Batch = Annotated[int | None, typer.Option(min=2, help="Of --preset paper: projections in a step.")]
+TrainedGamma = Annotated[
+    float | None,
+    typer.Option("--gamma", min=0.0, max=1.0, help="Of --preset paper: weight of the prior."),
+]
+TrainSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of --preset paper without a checkpoint: training steps, default 2000.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Volumes = Annotated[
+    int | None, typer.Option(min=1, help="Of --preset fast: simulated volumes to learn from.")
+]
 StartFrom = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Weights to begin with, not random ones.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Of --preset fast: weights to begin with, not random ones."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUTPUT stopped.")]
 
@@ -228,6 +238,8 @@ NAMES = {
     "device",
     "batch_size",
     "blur",
+    "batch",
+    "train_steps",
     "volumes",
     "start_from",
     "resume",

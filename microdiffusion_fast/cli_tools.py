@@ -6,8 +6,9 @@ They import what they need when they run, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
-import shlex
+import os
 import time
+from typing import Any
 
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
@@ -36,23 +37,46 @@ def evaluate(
 
 def train(
     output: option.Checkpoint,
-    steps: option.TrainSteps = None,
+    projections: option.MaybeProjected = None,
+    preset: option.Preset = "fast",
+    step_length: option.StepLength = None,
+    stride: option.Stride = None,
+    weights: option.Weights = None,
+    start: option.Start = None,
+    depth: option.Depth = None,
+    steps: option.OptimiserSteps = None,
+    batch: option.Batch = None,
+    gamma: option.TrainedGamma = None,
     volumes: option.Volumes = None,
     seed: option.Seed = 0,
     start_from: option.StartFrom = None,
     resume: option.Resume = False,
+    device: option.Device = None,
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a denoiser on simulated volumes."""
+    """Train a denoiser: on simulated volumes, or the paper's on PROJ itself."""
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.io_output import prepare_output
     from microdiffusion_fast.progress import format_seconds
-    from microdiffusion_fast.training import TrainingConfig
-    from microdiffusion_fast.training import train as compute
 
     # Before anything is replaced, let alone computed for hours.
     begun = time.perf_counter()
+    geometry = {
+        "step_length": step_length,
+        "stride": stride,
+        "weights": support.parse_numbers(weights, "--weights"),
+        "start": start,
+        "depth": depth,
+    }
+    only: dict[str, dict[str, Any]] = {
+        "paper": {"PROJ": projections, **geometry, "batch": batch, "gamma": gamma}
+        | {"device": device},
+        "fast": {"volumes": volumes, "start_from": start_from},
+    }
+    for name, value in only["fast" if preset == "paper" else "paper"].items():
+        if value is not None:
+            raise InputError(name, f"none with --preset {preset}", value)
     if output.suffix != ".safetensors":
         raise InputError(support.OUTPUT, "a name ending in .safetensors", str(output))
     if resume and overwrite:
@@ -60,21 +84,37 @@ def train(
     with support.naming(path=support.OUTPUT):
         target = prepare_output(output, overwrite=overwrite or resume, store=False)
     support.check_writable(target.parent, support.OUTPUT)
-    given = {"steps": steps, "volumes": volumes}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    config = TrainingConfig(seed=seed, **chosen)
-    with support.naming(output=support.OUTPUT):
-        compute(
-            output,
-            config=config,
-            start_from=start_from,
-            resume=resume,
-            overwrite=overwrite,
-            progress=not quiet,
-        )
-    if not quiet:
-        print(f"wrote {output} in {format_seconds(time.perf_counter() - begun)}")
-        print(f"use it with: microdiffusion-fast reconstruct --denoiser {shlex.quote(str(output))}")
+    shared = {"resume": resume, "overwrite": overwrite, "progress": not quiet}
+    if preset == "paper":
+        from microdiffusion_fast.paper_training import PaperTraining, train_paper
+        from microdiffusion_fast.projections import Projections
+
+        if projections is None:
+            raise InputError(support.PROJ, "a stack of projections for --preset paper", "none")
+        recipe = PaperTraining(seed=seed, **_given(steps=steps, batch=batch, gamma=gamma))
+        with support.naming(path=support.PROJ, projections=support.PROJ):
+            stack = Projections.from_any(projections, **geometry)
+        with support.naming(output=support.OUTPUT):
+            train_paper(stack, output, config=recipe, device=device, **shared)
+    else:
+        from microdiffusion_fast.training import TrainingConfig
+        from microdiffusion_fast.training import train as compute
+
+        config = TrainingConfig(seed=seed, **_given(steps=steps, volumes=volumes))
+        with support.naming(output=support.OUTPUT):
+            compute(output, config=config, start_from=start_from, **shared)
+    if quiet or int(os.environ.get("RANK", "0")):
+        return
+    print(f"wrote {output} in {format_seconds(time.perf_counter() - begun)}")
+    use = {"--denoiser": output}
+    if preset == "paper":
+        use = {"-o": "OUT", "--preset": "paper", **use}
+    print(f"use it with: {summary.command_line('reconstruct', [projections or 'PROJ'], use)}")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that are: a recipe has defaults of its own for the others."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def info(as_json: option.AsJson = False) -> None:
