@@ -193,6 +193,10 @@ OptimiserSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Optimiser steps; default the preset's.")
 ]
 Batch = Annotated[int | None, typer.Option(min=2, help="Of --preset paper: projections in a step.")]
+CheckpointSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of --preset paper: steps between checkpoints; default 250."),
+]
 TrainedGamma = Annotated[
     float | None,
     typer.Option("--gamma", min=0.0, max=1.0, help="Of --preset paper: weight of the prior."),
@@ -239,6 +243,7 @@ NAMES = {
     "batch_size",
     "blur",
     "batch",
+    "checkpoint_steps",
     "train_steps",
     "volumes",
     "start_from",

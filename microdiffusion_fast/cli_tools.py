@@ -47,6 +47,7 @@ def train(
     steps: option.OptimiserSteps = None,
     batch: option.Batch = None,
     gamma: option.TrainedGamma = None,
+    checkpoint_steps: option.CheckpointSteps = None,
     volumes: option.Volumes = None,
     seed: option.Seed = 0,
     start_from: option.StartFrom = None,
@@ -69,9 +70,9 @@ def train(
         "start": start,
         "depth": depth,
     }
+    paper = {"batch": batch, "gamma": gamma, "checkpoint_steps": checkpoint_steps}
     only: dict[str, dict[str, Any]] = {
-        "paper": {"PROJ": projections, **geometry, "batch": batch, "gamma": gamma}
-        | {"device": device},
+        "paper": {"PROJ": projections, **geometry, **paper, "device": device},
         "fast": {"volumes": volumes, "start_from": start_from},
     }
     for name, value in only["fast" if preset == "paper" else "paper"].items():
@@ -91,7 +92,7 @@ def train(
 
         if projections is None:
             raise InputError(support.PROJ, "a stack of projections for --preset paper", "none")
-        recipe = PaperTraining(seed=seed, **_given(steps=steps, batch=batch, gamma=gamma))
+        recipe = PaperTraining(seed=seed, **_given(steps=steps, **paper))
         with support.naming(path=support.PROJ, projections=support.PROJ):
             stack = Projections.from_any(projections, **geometry)
         with support.naming(output=support.OUTPUT):

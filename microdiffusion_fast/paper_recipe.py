@@ -36,7 +36,7 @@ class PaperTraining:
         size: side in pixels above which images are cropped at random; see `paper_training`.
         bfloat16: multiply in bfloat16; None does where the hardware does.
         seed: of weights, noise, order, dropout and INR.
-        checkpoint: steps between checkpoints.
+        checkpoint_steps: steps between checkpoints.
         inr: how the INR is fitted.
         network: widths of the networks.
 
@@ -55,12 +55,19 @@ class PaperTraining:
     size: int = 256
     bfloat16: bool | None = None
     seed: int = 0
-    checkpoint: int = 250
+    checkpoint_steps: int = 250
     inr: FourierOptions = field(default_factory=FourierOptions)
     network: PaperConfig = field(default_factory=PaperConfig)
 
     def __post_init__(self) -> None:
-        counts = {"steps": 1, "batch": 2, "warm_up": 0, "size": 16, "checkpoint": 1, "seed": 0}
+        counts = {
+            "steps": 1,
+            "batch": 2,
+            "warm_up": 0,
+            "size": 16,
+            "checkpoint_steps": 1,
+            "seed": 0,
+        }
         for name, least in counts.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

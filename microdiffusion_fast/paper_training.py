@@ -83,15 +83,19 @@ def train_paper(
         if resume:
             run.resume()
         shown = {"enabled": progress and first, "callback": callback if first else None}
+        if resume and first:
+            run.publish()  # the last run may have ended between its state and its checkpoint
+        elif first:
+            run.fit(progress=progress, callback=callback)
         if not resume:
-            if first:
-                run.fit(progress=progress, callback=callback)
             ranks.broadcast([*run.inr.parameters(), *run.inr.buffers()])
         step = _stepper(run, ranks, mine)
         with Progress("train", training.steps - run.step, **shown) as bar:  # type: ignore[arg-type]
             while run.step < training.steps:
                 run.losses.append(step())
-                if first and (run.step % training.checkpoint == 0 or run.step == training.steps):
+                if first and (
+                    run.step % training.checkpoint_steps == 0 or run.step == training.steps
+                ):
                     run.save()
                 bar.advance(1, note=f"loss {_recent(run.losses):.4f}")
     return path
@@ -182,7 +186,6 @@ class _Run(TrainingState):
             callback=callback,
         )
 
-    @torch.no_grad()
     def save(self) -> None:
         """State first: what is sampled from is never newer than what is resumed."""
         recipe = json.dumps(recipe_record(self.training))
@@ -191,6 +194,11 @@ class _Run(TrainingState):
         tensors |= {f"inr.{name}": value for name, value in self.inr.state_dict().items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         write_tensors(state_path(self.path), tensors, metadata)
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the checkpoint and its card."""
         averaged = PaperDenoiser(self.training.network).to(self.images.device)
         averaged.load_state_dict(self.averaged)
         spread = -(-len(self.images) // _CALIBRATION)
