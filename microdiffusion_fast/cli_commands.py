@@ -44,7 +44,9 @@ def demo(
     clip: option.Clip = True,
     preset: option.Preset = "fast",
     steps: option.Steps = None,
+    tol: option.Tol = 1e-6,
     gamma: option.Gamma = None,
+    gamma_schedule: option.GammaSchedule = "constant",
     samples: option.DemoSamples = None,
     adapt: option.Adapt = True,
     adapt_steps: option.AdaptSteps = None,
@@ -72,8 +74,10 @@ def demo(
         blur=blur,
         clip=clip,
         preset=preset,
-        steps=steps,
+        steps=support.parse_steps(steps),
+        tol=tol,
         gamma=support.parse_gamma(gamma),
+        gamma_schedule=gamma_schedule,
         samples=samples,
         adapt=adapt,
         adapt_steps=adapt_steps,
@@ -89,6 +93,8 @@ def demo(
     scores = result.metrics["methods"]
     summary.print_scores(scores, result.metrics["misfits"])
     print(summary.verdict(scores))
+    if steps == "exact":
+        print(summary.exact_line(result.metrics["parameters"]["exact"]))
     print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt))
     seconds = format_seconds(result.metrics["seconds"]["total"])
     print(f"took {seconds} on {device_line(device)}")
@@ -97,7 +103,9 @@ def demo(
         "-o": "again.ome.tif",
         "--preset": preset,
         "--steps": steps,
+        "--tol": tol if steps == "exact" else None,
         "--gamma": gamma,
+        "--gamma-schedule": gamma_schedule,
         "--samples": samples if samples > 1 else None,
         "--no-adapt": not adapt,
         "--adapt-steps": adapt_steps,
@@ -165,8 +173,11 @@ def reconstruct(
     uncertainty: option.Uncertainty = None,
     preset: option.Preset = "fast",
     steps: option.Steps = None,
+    tol: option.Tol = 1e-6,
+    probe: option.Probe = True,
     sampler: option.Sampler = None,
     gamma: option.Gamma = None,
+    gamma_schedule: option.GammaSchedule = "constant",
     guidance: option.Guidance = 0.0,
     variance_mix: option.VarianceMix = None,
     samples: option.Samples = 1,
@@ -190,6 +201,7 @@ def reconstruct(
     # Everything that can be wrong with the call is found before the long computation.
     begun = time.perf_counter()
     gammas, taps = support.parse_gamma(gamma), support.parse_numbers(weights, "--weights")
+    length = support.parse_steps(steps)
     outputs = [(output, support.OUTPUT)]
     if uncertainty is not None:
         if samples < 2:
@@ -223,9 +235,12 @@ def reconstruct(
     result = compute(
         stack,
         preset=preset,
-        steps=steps,
+        steps=length,
+        tol=tol,
+        probe=probe,
         sampler=sampler,
         gamma=gammas,
+        gamma_schedule=gamma_schedule,
         guidance=guidance,
         variance_mix=variance_mix,
         samples=samples,
@@ -254,6 +269,8 @@ def reconstruct(
         print(summary.verdict(scores))
     if quiet:
         return
+    if length == "exact":
+        print(summary.exact_line(result.parameters["exact"]))
     print(summary.adaptation_line(result.adaptation, asked=adapt))
     z, y, x = result.volume.shape
     print(f"wrote {output}: {z} x {y} x {x} in {format_seconds(time.perf_counter() - begun)}")
@@ -267,8 +284,11 @@ def reconstruct(
         "--voxel-size": voxel_size,
         "--preset": preset,
         "--steps": steps,
+        "--tol": tol if length == "exact" else None,
+        "--no-probe": length == "exact" and not probe,
         "--sampler": sampler,
         "--gamma": gamma,
+        "--gamma-schedule": gamma_schedule,
         "--guidance": guidance or None,
         "--variance-mix": variance_mix,
         "--samples": samples if samples > 1 else None,

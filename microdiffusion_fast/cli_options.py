@@ -72,10 +72,34 @@ Gamma = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
-Steps = Annotated[
-    int | None,
+GammaSchedule = Annotated[
+    Literal["constant", "linear", "cosine", "late-release"],
     typer.Option(
-        help="Calls of the network in a chain; without, the posterior mean in one call.",
+        help="How gamma falls from --gamma, the largest, with the timestep.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|exact",
+        help="Calls of the network in a chain, or exact: what all 1000 give, by the last ones; "
+        "without, the posterior mean in one call.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Tol = Annotated[
+    float,
+    typer.Option(
+        help="Of --steps exact: largest difference to all steps, as a share of the range.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Probe = Annotated[
+    bool,
+    typer.Option(
+        "--probe/--no-probe",
+        help="Prove --steps exact by a second chain from another start.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -228,8 +252,10 @@ NAMES = {
     "voxel_size",
     "preset",
     "steps",
+    "tol",
     "sampler",
     "gamma",
+    "gamma_schedule",
     "guidance",
     "variance_mix",
     "samples",

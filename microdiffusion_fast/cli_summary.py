@@ -72,6 +72,18 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
     return "; ".join(parts)
 
 
+def exact_line(exact: Mapping[str, Any]) -> str:
+    """One line on an exact chain: how many steps it took, and what shows that they are enough.
+
+    Args:
+        exact: As `Reconstruction.parameters["exact"]`.
+    """
+    line = f"exact: the last {exact['steps']} of {exact['of']} steps; "
+    if exact["difference"] is None:
+        return line + f"by algebra they keep at most {exact['bound']:.1g} of the range, not probed"
+    return line + f"two starts differ by at most {exact['difference']:.1g} of the range"
+
+
 def command_line(command: str, arguments: list[str | Path], options: Mapping[str, Any]) -> str:
     """The line that runs a command again; options that are None or False are left out."""
     words = ["microdiffusion-fast", command, *(str(argument) for argument in arguments)]

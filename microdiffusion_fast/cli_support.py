@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -184,6 +184,20 @@ def parse_numbers(text: str | None, argument: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(argument, "numbers with commas between them", repr(text)) from None
+
+
+def parse_steps(text: str | None) -> int | Literal["exact"] | None:
+    """Read a number of steps, or "exact".
+
+    Raises:
+        InputError: Naming `--steps`.
+    """
+    if text is None or text == "exact":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError("--steps", "a number or 'exact'", repr(text)) from None
 
 
 def parse_gamma(text: str | None) -> float | tuple[float, ...] | None:

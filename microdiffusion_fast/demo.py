@@ -22,9 +22,11 @@ from torch import Tensor
 from microdiffusion_fast import metrics
 from microdiffusion_fast.cli_support import VOLUME, naming, read_image, staged_folder, to_json
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.exact import TOL
 from microdiffusion_fast.info import machine, versions
 from microdiffusion_fast.progress import ProgressCallback
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.schedule_gamma import GammaSchedule
 from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_volume
 
 Volume = NDArray[np.float32]
@@ -65,8 +67,10 @@ def run_demo(
     blur: float = 0.0,
     clip: bool = True,
     preset: Literal["fast"] = "fast",
-    steps: int | None = None,
+    steps: int | Literal["exact"] | None = None,
+    tol: float = TOL,
     gamma: float | Sequence[float] | None = None,
+    gamma_schedule: GammaSchedule = "constant",
     samples: int = SAMPLES,
     adapt: bool = True,
     adapt_steps: int | None = None,
@@ -93,8 +97,8 @@ def run_demo(
         blur: Gaussian sigma in slices by which the volume is blurred along z beforehand, to mimic
             an objective with less axial resolution.
         clip: Limit the volume to its 0.1 and 99.9 percentiles before it is projected.
-        preset, steps, gamma, samples, adapt, adapt_steps, axial_blur, inr_steps, seed, device,
-            progress, callback: As in `reconstruct`.
+        preset, steps, tol, gamma, gamma_schedule, samples, adapt, adapt_steps, axial_blur,
+            inr_steps, seed, device, progress, callback: As in `reconstruct`.
         overwrite: Replace an earlier demo in that folder.
 
     Raises:
@@ -130,7 +134,9 @@ def run_demo(
             projections,
             preset=preset,
             steps=steps,
+            tol=tol,
             gamma=gamma,
+            gamma_schedule=gamma_schedule,
             samples=samples,
             adapt=adapt,
             adapt_steps=adapt_steps,

@@ -186,7 +186,7 @@ def sample_exact(
             expected = f"at least {found.difference:.1g}, by which two starts differ"
             raise InputError("tol", f"{expected} after {len(short)} steps", tol)
         before = found.difference
-        aim *= tol / found.difference / 2
+        aim *= tol / found.difference / 4
         count = _steps(plan, aim) or len(plan)
         short = plan.last(min(max(count, len(short) + 1), len(plan)))
 

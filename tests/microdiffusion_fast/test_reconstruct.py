@@ -336,6 +336,55 @@ def test_guidance_and_per_step_gamma(quick: Run, stack: Projections) -> None:
     assert not np.allclose(plain.volume, guided.volume, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def small() -> Projections:
+    return stack_of(phantom(shape=(12, 8, 8)))
+
+
+def test_exact_steps_equal_all_steps(quick: Run, small: Projections) -> None:
+    """The volume of 1000 steps from a few, and the record of what shows it."""
+    options = {"gamma": 0.9, "sampler": "ddpm", "inr_steps": 2, "batch_size": 12}
+    result = quick(small, steps="exact", **options)
+    record = result.parameters["exact"]
+    assert (
+        result.parameters["steps"] == "exact" and result.parameters["estimate"] != "posterior mean"
+    )
+    assert (record["of"], record["tol"]) == (1000, 1e-6)
+    assert 8 <= record["steps"] <= 12
+    assert record["difference"] <= 1e-6 and record["bound"] <= 2e-8
+    whole = quick(small, steps=1000, **options)
+    assert np.abs(whole.volume - result.volume).max() <= 1e-6 * span(small)
+    assert whole.parameters["exact"] is None
+    # to the grey level of a byte, on trust
+    coarse = quick(small, steps="exact", tol=1 / 255, probe=False, **options)
+    assert coarse.parameters["exact"]["steps"] == 3
+    assert coarse.parameters["exact"]["difference"] is None
+
+
+def test_samples_of_exact_chains(quick: Run, small: Projections) -> None:
+    """The probe's own chain is the first sample; nothing is computed twice."""
+    seen: list[ProgressEvent] = []
+    options: dict[str, Any] = {"steps": "exact", "gamma": 0.99, "sampler": "ddpm", "tol": 1e-2}
+    options |= {"samples": 3, "inr_steps": 2}
+    probed = quick(small, callback=lambda event: seen.append(event), **options)
+    taken = probed.parameters["exact"]["steps"]
+    counts = [sum(event.stage == stage for event in seen) for stage in ("probe", "sample")]
+    assert counts == [2 * taken, 2 * taken]
+    trusted = quick(small, probe=False, **options)
+    for name in ("volume", "uncertainty"):
+        assert np.array_equal(getattr(trusted, name), getattr(probed, name)), name
+
+
+def test_gamma_schedules(quick: Run, small: Projections) -> None:
+    options: dict[str, Any] = {"steps": 3, "gamma": 0.6, "inr_steps": 2}
+    falling = quick(small, gamma_schedule="linear", **options)
+    given = quick(small, **(options | {"gamma": [0.6, 0.6 * 500 / 999, 0.0]}))
+    assert falling.parameters["gamma_schedule"] == "linear"
+    np.testing.assert_allclose(falling.volume, given.volume, atol=2e-3 * span(small))
+    constant = quick(small, **options)
+    assert not np.allclose(falling.volume, constant.volume, atol=2e-3 * span(small))
+
+
 def test_every_unit_of_work_is_reported(quick: Run, stack: Projections) -> None:
     seen: list[ProgressEvent] = []
     quick(
@@ -390,6 +439,12 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("too many steps", "steps", {"steps": 1001}),
     ("half a step", "steps", {"steps": 2.5}),
     ("sampler", "sampler", {"sampler": "euler"}),
+    ("steps of text", "steps", {"steps": "all"}),
+    ("exact without gamma", "gamma", {"steps": "exact", "gamma": 0.0}),
+    ("exact with few gammas", "gamma", {"steps": "exact", "gamma": [0.9] * 8}),
+    ("tolerance", "tol", {"steps": "exact", "tol": 0.0}),
+    ("gamma schedule", "gamma_schedule", {"gamma_schedule": "step"}),
+    ("two gammas of a schedule", "gamma", {"gamma": [0.1, 0.2], "gamma_schedule": "linear"}),
     ("consistency", "consistency", {"consistency": "firm"}),
     ("guidance", "guidance", {"guidance": float("nan")}),
     ("variance mix for ddim", "variance_mix", {"variance_mix": 0.5}),
