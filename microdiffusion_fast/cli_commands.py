@@ -48,10 +48,11 @@ def demo(
     gamma: option.Gamma = None,
     gamma_schedule: option.GammaSchedule = "constant",
     samples: option.DemoSamples = None,
-    adapt: option.Adapt = True,
+    adapt: option.Adapt = None,
     adapt_steps: option.AdaptSteps = None,
     axial_blur: option.AxialBlur = None,
     inr_steps: option.InrSteps = None,
+    train_steps: option.TrainSteps = None,
     seed: option.Seed = 0,
     device: option.Device = None,
     overwrite: option.Overwrite = False,
@@ -83,6 +84,7 @@ def demo(
         adapt_steps=adapt_steps,
         axial_blur=axial_blur,
         inr_steps=inr_steps,
+        train_steps=train_steps,
         seed=seed,
         device=device,
         overwrite=overwrite,
@@ -95,7 +97,8 @@ def demo(
     print(summary.verdict(scores))
     if steps == "exact":
         print(summary.exact_line(result.metrics["parameters"]["exact"]))
-    print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt))
+    if result.metrics["adaptation"]:
+        print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt is not False))
     seconds = format_seconds(result.metrics["seconds"]["total"])
     print(f"took {seconds} on {device_line(device)}")
     print(f"wrote {output}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
@@ -107,10 +110,11 @@ def demo(
         "--gamma": gamma,
         "--gamma-schedule": gamma_schedule,
         "--samples": samples if samples > 1 else None,
-        "--no-adapt": not adapt,
+        "--no-adapt": adapt is False,
         "--adapt-steps": adapt_steps,
         "--axial-blur": axial_blur,
         "--inr-steps": inr_steps,
+        "--train-steps": train_steps,
         "--seed": seed,
         "--device": device,
         "--truth": output / "truth.ome.tif",
@@ -178,14 +182,15 @@ def reconstruct(
     sampler: option.Sampler = None,
     gamma: option.Gamma = None,
     gamma_schedule: option.GammaSchedule = "constant",
-    guidance: option.Guidance = 0.0,
+    guidance: option.Guidance = None,
     variance_mix: option.VarianceMix = None,
     samples: option.Samples = 1,
-    consistency: option.Consistency = "hard",
-    adapt: option.Adapt = True,
+    consistency: option.Consistency = None,
+    adapt: option.Adapt = None,
     adapt_steps: option.AdaptSteps = None,
     axial_blur: option.AxialBlur = None,
     inr_steps: option.InrSteps = None,
+    train_steps: option.TrainSteps = None,
     denoiser: option.Denoiser = None,
     seed: option.Seed = 0,
     device: option.Device = None,
@@ -249,6 +254,7 @@ def reconstruct(
         adapt_steps=adapt_steps,
         axial_blur=axial_blur,
         inr_steps=inr_steps,
+        train_steps=train_steps,
         denoiser=denoiser,
         seed=seed,
         device=device,
@@ -269,9 +275,10 @@ def reconstruct(
         print(summary.verdict(scores))
     if quiet:
         return
-    if length == "exact":
+    if result.parameters["exact"]:
         print(summary.exact_line(result.parameters["exact"]))
-    print(summary.adaptation_line(result.adaptation, asked=adapt))
+    if result.adaptation:
+        print(summary.adaptation_line(result.adaptation, asked=adapt is not False))
     z, y, x = result.volume.shape
     print(f"wrote {output}: {z} x {y} x {x} in {format_seconds(time.perf_counter() - begun)}")
     again: dict[str, Any] = {
@@ -284,19 +291,20 @@ def reconstruct(
         "--voxel-size": voxel_size,
         "--preset": preset,
         "--steps": steps,
-        "--tol": tol if length == "exact" else None,
-        "--no-probe": length == "exact" and not probe,
+        "--tol": tol if result.parameters["exact"] else None,
+        "--no-probe": bool(result.parameters["exact"]) and not probe,
         "--sampler": sampler,
         "--gamma": gamma,
         "--gamma-schedule": gamma_schedule,
-        "--guidance": guidance or None,
+        "--guidance": guidance,
         "--variance-mix": variance_mix,
         "--samples": samples if samples > 1 else None,
         "--consistency": consistency,
-        "--no-adapt": not adapt,
+        "--no-adapt": adapt is False,
         "--adapt-steps": adapt_steps,
         "--axial-blur": axial_blur,
         "--inr-steps": inr_steps,
+        "--train-steps": train_steps,
         "--denoiser": denoiser,
         "--seed": seed,
         "--device": device,

@@ -118,10 +118,10 @@ DemoSamples = Annotated[
     ),
 ]
 Adapt = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--adapt/--no-adapt",
-        help="Adapt the denoiser to this volume (about a minute).",
+        help="Of --preset fast: adapt the denoiser to this volume (about a minute), or not.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -159,12 +159,16 @@ Sampler = Annotated[
     typer.Option(help="Default: the preset's.", rich_help_panel=_MODEL),
 ]
 Guidance = Annotated[
-    float,
-    typer.Option(help="Classifier-free guidance strength w.", rich_help_panel=_MODEL),
+    float | None,
+    typer.Option(
+        help="Classifier-free guidance strength w; default 0, of paper 1.8.", rich_help_panel=_MODEL
+    ),
 ]
 Consistency = Annotated[
-    Literal["hard", "soft", "off"],
-    typer.Option(help="How strictly A x = y is kept.", rich_help_panel=_MODEL),
+    Literal["hard", "soft", "off"] | None,
+    typer.Option(
+        help="How strictly A x = y is kept; default hard, of paper off.", rich_help_panel=_MODEL
+    ),
 ]
 VarianceMix = Annotated[
     float | None,
@@ -180,7 +184,11 @@ InrSteps = Annotated[
 ]
 Denoiser = Annotated[
     Path | None,
-    typer.Option(metavar="CHECKPOINT", help="Default the shipped weights.", rich_help_panel=_MODEL),
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Default the shipped weights; of paper, trained here.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 BatchSize = Annotated[
     int,

@@ -66,16 +66,17 @@ def run_demo(
     noise: Noise | None = None,
     blur: float = 0.0,
     clip: bool = True,
-    preset: Literal["fast"] = "fast",
+    preset: Literal["fast", "paper"] = "fast",
     steps: int | Literal["exact"] | None = None,
     tol: float = TOL,
     gamma: float | Sequence[float] | None = None,
     gamma_schedule: GammaSchedule = "constant",
     samples: int = SAMPLES,
-    adapt: bool = True,
+    adapt: bool | None = None,
     adapt_steps: int | None = None,
     axial_blur: float | None = None,
     inr_steps: int | None = None,
+    train_steps: int | None = None,
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
@@ -98,7 +99,7 @@ def run_demo(
             an objective with less axial resolution.
         clip: Limit the volume to its 0.1 and 99.9 percentiles before it is projected.
         preset, steps, tol, gamma, gamma_schedule, samples, adapt, adapt_steps, axial_blur,
-            inr_steps, seed, device, progress, callback: As in `reconstruct`.
+            inr_steps, train_steps, seed, device, progress, callback: As in `reconstruct`.
         overwrite: Replace an earlier demo in that folder.
 
     Raises:
@@ -142,6 +143,7 @@ def run_demo(
             adapt_steps=adapt_steps,
             axial_blur=axial_blur,
             inr_steps=inr_steps,
+            train_steps=train_steps,
             seed=seed,
             device=device,
             progress=progress,

@@ -191,8 +191,8 @@ def test_all_dropout_of_the_network_is_per_example() -> None:
 
 
 def test_learning_rate() -> None:
-    training = PaperTraining(steps=110, warm_up=10, learning_rate=1.0)
-    rates = [learning_rate(training, step) for step in range(111)]
+    training = PaperTraining(steps=110, warm_up=10, learning_rate=0.5)
+    rates = [2 * learning_rate(training, step) for step in range(111)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.5) and rates[110] == pytest.approx(0.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
