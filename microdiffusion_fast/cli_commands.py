@@ -95,8 +95,9 @@ def demo(
     scores = result.metrics["methods"]
     summary.print_scores(scores, result.metrics["misfits"])
     print(summary.verdict(scores))
-    if steps == "exact":
-        print(summary.exact_line(result.metrics["parameters"]["exact"]))
+    exact = result.metrics["parameters"].get("exact")
+    if exact:
+        print(summary.exact_line(exact))
     if result.metrics["adaptation"]:
         print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt is not False))
     seconds = format_seconds(result.metrics["seconds"]["total"])
@@ -106,7 +107,7 @@ def demo(
         "-o": "again.ome.tif",
         "--preset": preset,
         "--steps": steps,
-        "--tol": tol if steps == "exact" else None,
+        "--tol": tol if exact else None,
         "--gamma": gamma,
         "--gamma-schedule": gamma_schedule,
         "--samples": samples if samples > 1 else None,
@@ -275,8 +276,9 @@ def reconstruct(
         print(summary.verdict(scores))
     if quiet:
         return
-    if result.parameters["exact"]:
-        print(summary.exact_line(result.parameters["exact"]))
+    exact = result.parameters.get("exact")
+    if exact:
+        print(summary.exact_line(exact))
     if result.adaptation:
         print(summary.adaptation_line(result.adaptation, asked=adapt is not False))
     z, y, x = result.volume.shape
@@ -291,8 +293,8 @@ def reconstruct(
         "--voxel-size": voxel_size,
         "--preset": preset,
         "--steps": steps,
-        "--tol": tol if result.parameters["exact"] else None,
-        "--no-probe": bool(result.parameters["exact"]) and not probe,
+        "--tol": tol if exact else None,
+        "--no-probe": bool(exact) and not probe,
         "--sampler": sampler,
         "--gamma": gamma,
         "--gamma-schedule": gamma_schedule,

@@ -268,6 +268,7 @@ NAMES = {
     "variance_mix",
     "samples",
     "consistency",
+    "adapt",
     "adapt_steps",
     "inr_steps",
     "axial_blur",

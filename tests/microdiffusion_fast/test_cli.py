@@ -251,7 +251,6 @@ STACKS: dict[str, tuple[Sequence[object], str]] = {
     "gamma no number": (("--step-length", 6, "--gamma", "x"), "--gamma"),
     "uncertainty of one": (("--step-length", 6, "--uncertainty", "u.tif"), "--uncertainty"),
     "preset unknown": (("--step-length", 6, "--preset", "slow"), "--preset"),
-    "preset of a later version": (("--step-length", 6, "--preset", "paper"), "not built yet"),
     "adapt steps negative": (("--step-length", 6, "--adapt-steps", -1), "--adapt-steps"),
     "INR steps 0": (("--step-length", 6, "--inr-steps", 0), "--inr-steps"),
     "batch size 0": (("--step-length", 6, "--batch-size", 0), "--batch-size"),
@@ -284,6 +283,14 @@ REFUSED: dict[str, tuple[Sequence[object], str]] = {
     "blur too wide": (("--axial-blur", 50), "--axial-blur"),
     "device unknown": (("--device", "gpu"), "--device"),
     "denoiser missing": (("--denoiser", "absent.safetensors"), "--denoiser"),
+    "training for fast": (("--train-steps", 9), "--train-steps"),
+    "adapt for paper": (("--preset", "paper", "--adapt"), "--adapt"),
+    "axial blur for paper": (("--preset", "paper", "--axial-blur", 1), "--axial-blur"),
+    "paper, nothing to forget with": (("--preset", "paper", "--gamma", 0), "--gamma"),
+    "paper, denoiser missing": (
+        ("--preset", "paper", "--denoiser", "absent.safetensors"),
+        "--denoiser",
+    ),
 }
 
 
@@ -615,6 +622,19 @@ TRAINING: dict[str, tuple[str, Sequence[object], str]] = {
     "steps 0": ("new.safetensors", ("--steps", 0), "--steps"),
     "volumes 0": ("new.safetensors", ("--volumes", 0), "--volumes"),
     "seed too large": ("old.safetensors", ("--overwrite", "--seed", 1000), "--seed"),
+    "projections for fast": ("new.safetensors", ("stack.tif",), "PROJ"),
+    "step length for fast": ("new.safetensors", ("--step-length", 6), "--step-length"),
+    "batch for fast": ("new.safetensors", ("--batch", 4), "--batch"),
+    "gamma for fast": ("new.safetensors", ("--gamma", 0.5), "--gamma"),
+    "paper without projections": ("new.safetensors", ("--preset", "paper"), "PROJ"),
+    "paper without a stack": ("new.safetensors", ("no.tif", "--preset", "paper"), "PROJ"),
+    "volumes for paper": ("new.safetensors", ("--preset", "paper", "--volumes", 3), "--volumes"),
+    "start for paper": (
+        "new.safetensors",
+        ("--preset", "paper", "--start-from", "old.safetensors"),
+        "--start-from",
+    ),
+    "batch of one": ("new.safetensors", ("no.tif", "--preset", "paper", "--batch", 1), "--batch"),
 }
 
 
@@ -668,7 +688,7 @@ def test_usage_errors(arguments: tuple[str, ...], run: Run) -> None:
         (("--axial-blur=-1",), "--axial-blur: expected greater than or equal to 0, got '-1'"),
         (("--sampler", "euler"), "--sampler: expected one of 'ddim', 'ddpm', 'dpm++', got 'euler'"),
         (("--seed", -1), "--seed: expected an integer from 0 to 2^63 - 1, got -1"),
-        (("--preset", "slow"), "--preset: expected 'fast', got 'slow'"),
+        (("--preset", "slow"), "--preset: expected one of 'fast', 'paper', got 'slow'"),
         (("--voxel-size", 1, 2, "x"), "--voxel-size: expected a valid number, got '1 2 x'"),
     ],
 )

@@ -272,7 +272,7 @@ def script(
         str(folder / "images.pt"),
     ]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         line,
         env={**os.environ, **threads, "PYTHONPATH": path},
