@@ -1,7 +1,8 @@
 """The prior: an implicit neural representation fitted to the projections through A.
 
-What is compared with the data is the projections of the INR, never slices. Two INRs share one way
-of fitting: a hash grid (`inr_hash`), the fast one, and the paper's Fourier features (`inr_fourier`).
+What is compared with the data is the projections of the INR, never slices. Two INRs are fitted in
+the same way: a hash grid (`inr_hash`), the fast one, and the paper's Fourier features
+(`inr_fourier`).
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ def _build(
     operator: AxialProjection,
     options: INROptions | FourierOptions,
 ) -> HashGridINR | FourierINR:
+    axial_cell = float(min(operator.step_length, operator.stride))
     if isinstance(options, FourierOptions):
-        return FourierINR(shape, options)
+        return FourierINR(shape, options.resolved(operator.depth, axial_cell))
     if isinstance(options, INROptions):
-        axial_cell = float(min(operator.step_length, operator.stride))
         return HashGridINR(shape, axial_cell, options)
     raise InputError("options", "INROptions or FourierOptions", type(options).__name__)

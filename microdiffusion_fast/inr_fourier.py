@@ -11,7 +11,7 @@ Source: MicroDiffusion (arXiv 2403.10815), section 3.2; Tancik et al. 2020 (arXi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class FourierOptions:
         features: cos and sin together; half as many frequencies.
         scale: standard deviation of the frequencies, in cycles per unit of coordinates that span
             [-1, 1] along every axis.
+        axial_scale: the same along z, `scale` as published; None for what the windows resolve
+            (`resolved`), `scale` at most.
         width: neurons in a hidden layer.
         steps: optimiser steps at most; large images take more, so that every column is seen
             once on average.
@@ -42,6 +44,7 @@ class FourierOptions:
 
     features: int = 512
     scale: float = 4.0
+    axial_scale: float | None = None
     width: int = 64
     steps: int = 1000
     voxels: int = 10_000
@@ -52,11 +55,24 @@ class FourierOptions:
         for name in ("features", "width"):
             if getattr(self, name) % 2:
                 raise InputError(f"inr {name}", "an even number", getattr(self, name))
-        for name in ("scale", "learning_rate"):
+        for name in ("scale", "axial_scale", "learning_rate"):
             value = getattr(self, name)
+            if name == "axial_scale" and value is None:
+                continue
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
                 raise InputError(f"inr {name}", "a number above 0", value)
+
+    def resolved(self, depth: int, axial_cell: float) -> FourierOptions:
+        """These options with an `axial_scale`, for windows `axial_cell` slices apart.
+
+        Frequencies of standard deviation s correlate over `depth / (4 pi s)` slices, and between
+        the windows nothing holds finer ones: the published 4 along z, 2 slices of 96, fits every
+        projection and is worse than linear interpolation. So a window is the least length.
+        """
+        if self.axial_scale is not None:
+            return self
+        return replace(self, axial_scale=min(self.scale, depth / (4 * math.pi * axial_cell)))
 
 
 class FourierINR(INR):
@@ -95,15 +111,20 @@ class FourierINR(INR):
     def initialise(self, mean: float, generator: torch.Generator) -> None:
         """Seeded start: random frequencies; nearly the mean of the projections everywhere."""
         with torch.no_grad():
-            self.frequencies.normal_(0.0, self.options.scale, generator=generator)
+            scale, axial = self.options.scale, self.options.axial_scale
+            self.frequencies.normal_(0.0, scale, generator=generator)
+            self.frequencies[:, 0].mul_(1.0 if axial is None else axial / scale)
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):
-                    # the squares of all features sum to half of their number
-                    bound = math.sqrt(6 / layer.in_features)
+                    # torch's own start, as published: the volume is nearly constant, and what the
+                    # projections cannot tell stays so. Larger weights begin with noise there.
+                    inputs = layer.in_features
+                    if layer is self.again or layer is self.skip:
+                        inputs = self.again.in_features + self.skip.in_features
+                    bound = 1 / math.sqrt(inputs)
                     layer.weight.uniform_(-bound, bound, generator=generator)
                     if layer.bias is not None:
-                        layer.bias.zero_()
-            self.last.weight.mul_(0.1)
+                        layer.bias.uniform_(-bound, bound, generator=generator)
             self.last.bias.fill_(mean)
 
     def features(self, rows: slice, columns: slice) -> Tensor:
