@@ -63,7 +63,7 @@ def train(
 
     # Before anything is replaced, let alone computed for hours.
     begun = time.perf_counter()
-    geometry = {
+    geometry: dict[str, Any] = {
         "step_length": step_length,
         "stride": stride,
         "weights": support.parse_numbers(weights, "--weights"),
@@ -85,7 +85,7 @@ def train(
     with support.naming(path=support.OUTPUT):
         target = prepare_output(output, overwrite=overwrite or resume, store=False)
     support.check_writable(target.parent, support.OUTPUT)
-    shared = {"resume": resume, "overwrite": overwrite, "progress": not quiet}
+    shared: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "progress": not quiet}
     if preset == "paper":
         from microdiffusion_fast.paper_training import PaperTraining, train_paper
         from microdiffusion_fast.projections import Projections
@@ -107,7 +107,7 @@ def train(
     if quiet or int(os.environ.get("RANK", "0")):
         return
     print(f"wrote {output} in {format_seconds(time.perf_counter() - begun)}")
-    use = {"--denoiser": output}
+    use: dict[str, Any] = {"--denoiser": output}
     if preset == "paper":
         use = {"-o": "OUT", "--preset": "paper", **use}
     print(f"use it with: {summary.command_line('reconstruct', [projections or 'PROJ'], use)}")

@@ -106,7 +106,7 @@ class TrainingLoss(nn.Module):
         operator: the acquisition.
         training: the recipe.
         schedule: of the noise.
-        bfloat16: whether the networks multiply in bfloat16; the loss is float32.
+        mixed: whether the networks multiply in bfloat16; the loss is float32.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class TrainingLoss(nn.Module):
         training: PaperTraining,
         *,
         schedule: NoiseSchedule,
-        bfloat16: bool,
+        mixed: bool,
     ) -> None:
         super().__init__()
-        self.denoiser, self.size, self.bfloat16 = denoiser, training.size, bfloat16
+        self.denoiser, self.size, self.mixed = denoiser, training.size, mixed
         self.dropouts = ExampleDropout.install(denoiser)
         # not buffers: nothing of them is to be saved, or sent between processes
         self.images = to_network(images)
@@ -140,7 +140,7 @@ class TrainingLoss(nn.Module):
         statistics of the whole batch without sending them around, and costs a small part of a step.
         """
         own, device = examples[mine], self.images.device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.mixed):
             t = torch.tensor([example.timestep for example in own], device=device)
             told = torch.tensor([[float(example.conditional)] for example in own], device=device)
             condition = self._conditions(examples)[mine] * told

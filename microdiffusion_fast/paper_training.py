@@ -82,7 +82,7 @@ def train_paper(
         run = _Run(projections, training, path, ranks.device)
         if resume:
             run.resume()
-        shown = {"enabled": progress and first, "callback": callback if first else None}
+        progress, callback = progress and first, callback if first else None
         if resume and first:
             run.publish()  # the last run may have ended between its state and its checkpoint
         elif first:
@@ -90,7 +90,9 @@ def train_paper(
         if not resume:
             ranks.broadcast([*run.inr.parameters(), *run.inr.buffers()])
         step = _stepper(run, ranks, mine)
-        with Progress("train", training.steps - run.step, **shown) as bar:  # type: ignore[arg-type]
+        with Progress(
+            "train", training.steps - run.step, enabled=progress, callback=callback
+        ) as bar:
             while run.step < training.steps:
                 run.losses.append(step())
                 if first and (
@@ -111,7 +113,7 @@ def _stepper(run: _Run, ranks: Ranks, mine: slice) -> Callable[[], float]:
         run.operator,
         training,
         schedule=schedule,
-        bfloat16=_bfloat16(training, ranks.device),
+        mixed=_bfloat16(training, ranks.device),
     )
     parallel: nn.Module = loss_of
     if ranks.world > 1:

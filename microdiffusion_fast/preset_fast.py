@@ -35,7 +35,7 @@ def prepare_fast(asked: Request) -> Prepared:
     ):
         raise InputError("axial_blur", "a sigma in slices from 0 to 20", asked.axial_blur)
     stack, seed = asked.stack, asked.seed
-    shown = {"progress": asked.progress, "callback": asked.callback}
+    progress, callback = asked.progress, asked.callback
     adapts = True if asked.adapt is None else asked.adapt
     budget = AdaptOptions() if asked.adapt_steps is None else AdaptOptions(steps=asked.adapt_steps)
     options = INROptions() if asked.inr_steps is None else INROptions(steps=asked.inr_steps)
@@ -76,7 +76,10 @@ def prepare_fast(asked: Request) -> Prepared:
 
     with asked.timed("prior"):
         if asked.prior is None:
-            rendered = fit_inr(images, operator, options=options, seed=seed, **shown).render()
+            inr = fit_inr(
+                images, operator, options=options, seed=seed, progress=progress, callback=callback
+            )
+            rendered = inr.render()
             if consistency == "hard":
                 rendered = operator.consistent(rendered, images)
         else:
@@ -92,7 +95,8 @@ def prepare_fast(asked: Request) -> Prepared:
             train=adapts,
             options=budget,
             seed=seed,
-            **shown,
+            progress=progress,
+            callback=callback,
         )
 
     with asked.timed("sampling"):

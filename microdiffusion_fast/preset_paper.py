@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from .errors import InputError
 from .exact import exact_plan
@@ -145,7 +146,7 @@ def _gamma(asked: Request, model: PaperModel | None) -> float | Sequence[float]:
     return asked.gamma
 
 
-def _steps(asked: Request, gamma: float | Sequence[float]) -> int | str:
+def _steps(asked: Request, gamma: float | Sequence[float]) -> int | Literal["exact"]:
     if asked.steps is not None:
         return asked.steps
     return len(gamma) if isinstance(gamma, Sequence) else "exact"

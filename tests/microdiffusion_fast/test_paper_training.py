@@ -70,7 +70,7 @@ def loss_of(training: PaperTraining, stack: Projections, prior: Tensor) -> Train
         stack.operator,
         training,
         schedule=NoiseSchedule(),
-        bfloat16=False,
+        mixed=False,
     )
 
 
