@@ -167,9 +167,14 @@ class _Run(TrainingState):
         recipe = json.dumps(asdict(self.config))
         metadata = {"step": str(self.step), "recipe": recipe}
         write_tensors(state_path(self.path), self.tensors(), metadata)
+        self.publish()
+
+    def publish(self) -> None:
+        """Write the averaged weights."""
         averaged = Denoiser(self.denoiser.config)
         averaged.load_state_dict(self.averaged)
-        save_denoiser(self.path, averaged, {"recipe": recipe, "step": str(self.step)})
+        card = {"recipe": json.dumps(asdict(self.config)), "step": str(self.step)}
+        save_denoiser(self.path, averaged, card)
 
     def resume(self) -> None:
         state = state_path(self.path)
@@ -179,3 +184,4 @@ class _Run(TrainingState):
         if metadata.get("recipe") != json.dumps(asdict(self.config)):
             raise InputError("resume", "the recipe it was begun with", asdict(self.config))
         self.load(tensors, int(metadata["step"]))
+        self.publish()  # the last run may have ended between its state and its weights

@@ -56,10 +56,11 @@ class TrainingState:
             self.module.load_state_dict(part(tensors, "weight."))
             for name, value in self.averaged.items():
                 value.copy_(tensors[f"average.{name}"])
+            fused = self.optimiser.defaults["fused"]  # which counts its steps on the device
             for name, parameter in self.module.named_parameters():
                 first, second = torch.empty_like(parameter), torch.empty_like(parameter)
                 self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=parameter.device if fused else "cpu"),
                     "exp_avg": first.copy_(tensors[f"first.{name}"]),
                     "exp_avg_sq": second.copy_(tensors[f"second.{name}"]),
                 }
