@@ -117,8 +117,7 @@ def _stepper(run: _Run, ranks: Ranks, mine: slice) -> Callable[[], float]:
     )
     parallel: nn.Module = loss_of
     if ranks.world > 1:
-        # every process normalises the whole batch itself: no statistics to send around
-        parallel = DistributedDataParallel(loss_of, broadcast_buffers=False)
+        parallel = DistributedDataParallel(loss_of)
 
     def step() -> float:
         examples = draw_examples(training, run.step, run.stack.images, schedule.steps)
