@@ -100,6 +100,8 @@ CPU = (
     Bar("hash.points", "speedup", 1.5, "torch.compile"),
     Bar("hash.grid", "speedup", 3, "ours at random points"),
     Bar("inr.step", "speedup", 5, "torch eager"),
+    Bar("unet.float32", "speedup", 3, "materialised attention"),
+    Bar("unet.float32", "difference", 1e-4, "materialised attention"),
 )
 CUDA = (
     Bar("step.given", "roofline", 0.85),

@@ -5,9 +5,9 @@ of all blocks side by side, in two small matrix products; a sampler does it once
 once per slice, whatever the number of forward passes.
 
 The architecture is the published one to the parameter (10.45 million in the U-Net), the arithmetic
-is not: attention goes through `scaled_dot_product_attention`, which never holds the
-[Y * X, Y * X] weights (1 GiB for one slice of 128 x 128), forwards or backwards, and tensors are
-channels-last, so that an image [N, C, Y, X] is the tokens [N, Y * X, C] without a copy.
+is not: attention (`paper_attention`) never holds the [Y * X, Y * X] weights, 1 GiB for one slice of
+128 x 128, forwards or backwards, and tensors are channels-last, so that an image [N, C, Y, X] is
+the tokens [N, Y * X, C] without a copy.
 Source: Hui et al., CVPR 2024 (MicroDiffusion); Ho et al. 2020.
 """
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .paper_attention import attend
 from .paper_condition import ImageEncoder, PositionEncoder
 
 LONGEST_PERIOD = 10_000.0  # of the time embedding, in timesteps, over 2 pi
@@ -110,8 +111,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # a view where channels are last
-        q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        mixed = attend(*self.qkv(tokens).chunk(3, dim=-1))
         return x + self.out(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
@@ -256,8 +256,8 @@ class PaperDenoiser(nn.Module):
         return self.time_biases(t) + self.condition_biases(condition)
 
     def forward(self, x: Tensor, biases: Tensor) -> Tensor:
-        """The noise eps [N, Y, X] in the blended states x [N, Y, X]."""
-        return self.unet(x[:, None], biases)[:, 0]
+        """The noise eps [N, Y, X] in the blended states x [N, Y, X], in the dtype of x."""
+        return self.unet(x[:, None], biases)[:, 0].to(x.dtype)
 
 
 def _embedding(inputs: int, width: int, biases: int) -> list[nn.Module]:

@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
         "metrics_input",
         "inr",
         "denoiser",
+        "paper_attention",
         "paper_condition",
         "paper_unet",
         "simulate",
