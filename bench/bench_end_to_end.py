@@ -18,7 +18,7 @@ SHAPES: dict[str, Shape] = choose(
     cpu={"small": (48, 64, 64), "96x128x128": (96, 128, 128)},
     cuda={"128x128x124": (124, 128, 128), "512x512x128": (128, 512, 512)},
 )
-# Eight steps forget their start to rounding at the published gamma (see `steps_that_matter`).
+# About as many as equal a chain of all steps at the published gamma (see `exact.exact_plan`).
 CHAIN: dict[str, Any] = {"steps": 8, "gamma": 0.9, "sampler": "ddpm", "adapt": False}
 CHAINED = choose(smoke=["small"], cpu=["small"], cuda=list(SHAPES))
 QUICK: dict[str, Any] = {"inr_steps": 2, "adapt_steps": 1}

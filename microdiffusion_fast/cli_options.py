@@ -99,7 +99,7 @@ Probe = Annotated[
     bool,
     typer.Option(
         "--probe/--no-probe",
-        help="Prove --steps exact by a second chain from another start.",
+        help="Check --steps exact by a second chain from another start.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -192,8 +192,10 @@ def parse_steps(text: str | None) -> int | Literal["exact"] | None:
     Raises:
         InputError: Naming `--steps`.
     """
-    if text is None or text == "exact":
-        return text
+    if text is None:
+        return None
+    if text == "exact":
+        return "exact"
     try:
         return int(text)
     except ValueError:

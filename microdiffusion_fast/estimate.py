@@ -77,6 +77,11 @@ def estimate(
     if tol is not None:
         calls = 2 * len(exact_plan(plan, tol))
         with Progress("probe", calls, enabled=progress, callback=callback) as bar:
+
+            def count(step: int, x: Tensor) -> None:
+                bar.total = max(calls, bar.done + 1)  # a probe may go on with more steps
+                bar.advance()
+
             probe = sample_exact(
                 denoise,
                 prior,
@@ -85,7 +90,7 @@ def estimate(
                 operator=operator,
                 projections=projections,
                 seed=seed,
-                callback=lambda step, x: bar.advance(),
+                callback=count,
             )
         plan, drawn = probe.plan, [probe.volume]
     total = (chains - len(drawn)) * len(plan) + (len(mean_plan) if mean_plan else 0)

@@ -4,12 +4,13 @@
 all that follows (network, consistency, update, noise) sees the blend alone. The noise belongs to
 (seed, timestep, voxel), so two chains through the same rows differ by their starts and nothing
 else, and every blend multiplies that difference by 1 - gamma: after K steps `prod(1 - gamma)` of it
-is left. Neither sampler, eta, guidance nor consistency enters: consistency is a projection.
+is left. Sampler, eta, guidance and consistency (a projection) change nothing about that.
 
-**Not algebra.** Between two blends the network may amplify a difference; nothing but a run can say
-by how much. So `exact_plan` keeps a reserve, and `probe` measures: two very different starts over
-the same K steps. `sample_exact` takes more steps until what it measures is within the tolerance.
-Two starts are evidence on this network and this volume, not a proof over all starts.
+**Not algebra.** Between two blends the network may amplify a difference, guidance its answer, and
+the history of a multistep sampler hands an x0 past a blend; nothing but a run can say how much. So
+`exact_plan` keeps a reserve, and `probe` measures: two very different starts over the same K steps.
+`sample_exact` takes more steps until what it measures is within the tolerance. Two starts are
+evidence on this network and this volume, not a proof over all starts.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def probe(
     """Runs a chain from two very different starts and reports how far apart they end.
 
     One is the plan's own. The other is the prior with its intensities turned over, under noise of
-    unit variance that the chain does not hold: it is off by the whole range at every scale, more
-    than the state of the longer chain can be.
+    unit variance that the chain does not hold: off by about the whole range, from single voxels to
+    the volume's mean, which the state of the longer chain is not.
 
     Args:
         denoise, prior, operator, projections, seed, stream, callback: as in `sampler.sample`; the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -248,6 +249,7 @@ STACKS: dict[str, tuple[Sequence[object], str]] = {
     "depth overflow": (("--step-length", 6, "--depth", 2**70), "PROJ"),
     "start negative": (("--step-length", 6, "--start", -1), "--start"),
     "voxel size zero": (("--step-length", 6, "--voxel-size", 0, 1, 1), "--voxel-size"),
+    "steps no number": (("--step-length", 6, "--steps", "most"), "--steps"),
     "gamma no number": (("--step-length", 6, "--gamma", "x"), "--gamma"),
     "uncertainty of one": (("--step-length", 6, "--uncertainty", "u.tif"), "--uncertainty"),
     "preset unknown": (("--step-length", 6, "--preset", "slow"), "--preset"),
@@ -276,7 +278,11 @@ def test_bad_projections(
 
 REFUSED: dict[str, tuple[Sequence[object], str]] = {
     "steps 0": (("--steps", 0), "--steps"),
+    "exact to nothing": (("--steps", "exact", "--tol", 0), "--tol"),
+    "exact without gamma": (("--steps", "exact", "--gamma", 0), "--gamma"),
     "gamma above 1": (("--gamma", 1.5), "--gamma"),
+    "gamma schedule unknown": (("--gamma-schedule", "step"), "--gamma-schedule"),
+    "gammas of a schedule": (("--gamma", "1,0", "--gamma-schedule", "linear"), "--gamma"),
     "gammas for other steps": (("--steps", 4, "--gamma", "0.1,0.2"), "--gamma"),
     "guidance not finite": (("--guidance", "nan"), "--guidance"),
     "variance mix without DDPM": (("--variance-mix", 0.5), "--variance-mix"),
@@ -538,6 +544,19 @@ def test_reconstruct_passes_its_options_on(
     assert read_volume(tmp_path / "u.npy").data.shape == (27, 24, 32)
     assert "PSNR" in printed and "--gamma 0.1,0.5" in printed and "--no-adapt" in printed
     assert "--variance-mix 0.25" in printed and "--inr-steps 7" in printed
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_exact_steps(real_run: Run, stack: Path, tmp_path: Path, probe: bool) -> None:
+    """What was proven is said, and the line that recreates it asks for the same."""
+    options = ("--steps", "exact", "--tol", "1e-4", "--gamma", 0.9, "--gamma-schedule", "constant")
+    cheap = ("--no-adapt", "--inr-steps", 2, *(() if probe else ("--no-probe",)))
+    code, printed, err = real_run("reconstruct", stack, "-o", tmp_path / "o.tif", *options, *cheap)
+    assert code == 0, err
+    said = r"two starts differ by at most \de-0\d of the range" if probe else "not probed"
+    assert re.search(rf"exact: the last \d of 1000 steps; .*{said}", printed), printed
+    assert "--steps exact --tol 0.0001" in printed
+    assert ("--no-probe" in printed) == (not probe)
 
 
 def test_an_absent_voxel_size_is_said_and_can_be_given(run: Run, tmp_path: Path) -> None:
