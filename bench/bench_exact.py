@@ -19,7 +19,7 @@ from microdiffusion_fast.schedule import SamplingPlan, make_plan
 from microdiffusion_fast.simulate import simulate_projections, simulate_volume
 
 STEP_LENGTH = 6
-SHAPE: tuple[int, int, int] = choose(smoke=(12, 8, 8), cpu=(12, 16, 16), cuda=(24, 64, 64))
+SHAPE: tuple[int, int, int] = choose(smoke=(12, 8, 8), cpu=(12, 12, 12), cuda=(24, 64, 64))
 STEPS = choose(smoke=50, cpu=1000, cuda=1000)
 # As published: gamma, guidance, variance mix; and noise that enters in every step.
 PUBLISHED: dict[str, Any] = {"sampler": "ddpm", "gamma": 0.9, "guidance": 1.8, "variance_mix": 0.3}

@@ -136,7 +136,8 @@ class TestPlan:
 class TestEqualsAllSteps:
     @pytest.mark.parametrize("gamma", [0.9, 0.1])
     @pytest.mark.parametrize(
-        ("sampler", "prediction"), zip(SAMPLERS, ["eps", "x0", "x0", "v", "eps"], strict=True)
+        ("sampler", "prediction"),
+        list(zip(SAMPLERS, ["eps", "x0", "x0", "v", "eps"], strict=True)),
     )
     def test_known_posterior(self, sampler: str, gamma: float, prediction: Prediction) -> None:
         """Gaussian data: here algebra and its reserve suffice, without a probe."""
