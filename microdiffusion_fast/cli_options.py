@@ -84,7 +84,7 @@ Steps = Annotated[
     typer.Option(
         metavar="N|exact",
         help="Calls of the network in a chain, or exact: what all 1000 give, by the last ones; "
-        "without, the posterior mean in one call.",
+        "default the posterior mean in one call, of paper exact.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -125,9 +125,9 @@ def reconstruct(
                 adapt        True             False: it is trained
 
         steps: calls of the network per chain. The posterior mean is one call: the volume of least
-            squared error. A number runs chains of that length, whose end is a
-            sample: sharper, and further from the truth on average. "exact" gives what all T = 1000
-            steps would give to `tol`, by as many of the last ones as gamma makes enough.
+            squared error. A number runs chains of that length, whose end is a sample: sharper, and
+            further from the truth on average. "exact" gives what all T = 1000 steps would give to
+            `tol`, by as many of the last ones as gamma makes enough.
         tol: for "exact": largest difference to all steps, as a share of the intensity range.
         probe: for "exact": run a second chain from another start, and take more steps until both
             end within `tol`; twice the calls of the first chain.
@@ -138,8 +138,8 @@ def reconstruct(
             "cosine", "late-release"; see `schedule_gamma.gamma_schedule`.
         guidance: classifier-free guidance strength w; 0 needs no second network call.
         variance_mix: v of DDPM's learned-variance mix.
-        samples: chains to draw; 2 or more give the uncertainty. With `steps` the volume is their
-            mean; without, it is the posterior mean, and the chains take 4 steps.
+        samples: chains to draw; 2 or more give the uncertainty. The volume is their mean; where it
+            is the posterior mean instead (above), the chains take 4 steps.
         consistency: "hard" makes the projections of the result equal the input to rounding.
         adapt: for "fast": self-train on this stack, and keep it only if a check along z says so.
         adapt_steps: budget of that training in optimiser steps.
