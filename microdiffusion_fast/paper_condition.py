@@ -109,11 +109,13 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
-        """Set the running statistics to those of these images [N, Y, X], N > 1, as a batch.
+        """Set the running statistics to those of these images [N, Y, X] as one batch.
 
+        Takes about 1 KiB of memory for every pixel of the images.
         Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", precise statistics.
         """
         training = self.training
+        images = images if len(images) > 1 else images.repeat(2, 1, 1)
         norms = [module for module in self.modules() if isinstance(module, ImageNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

@@ -110,6 +110,17 @@ def test_calibrated_evaluation_is_the_whole_batch() -> None:
     assert net.norm.momentum == 0.1
 
 
+def test_calibration_on_a_stack_of_one() -> None:
+    """It is the spread within that image: as for a batch that repeats it."""
+    net, other = encoder(), encoder()
+    image = images(1, 32, 32)
+    net.calibrate(image)
+    other.calibrate(image.repeat(2, 1, 1))
+    assert net.norm.running_mean is not None and net.norm.running_mean.abs().max() > 0
+    pairs = zip(net.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
 def test_condition_is_position_beside_image() -> None:
     torch.manual_seed(0)
     denoiser = PaperDenoiser(PaperConfig(channels=4, groups=4)).eval()

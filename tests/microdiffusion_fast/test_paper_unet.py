@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.peers.unet import materialised
 from microdiffusion_fast.errors import InputError
@@ -127,6 +128,32 @@ def test_any_size(size: tuple[int, int]) -> None:
     eps = run(network(), x)
     assert eps.shape == x.shape
     assert eps.isfinite().all()
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13)], ids=str)
+def test_nothing_is_copied_to_change_its_layout(size: tuple[int, int]) -> None:
+    """Channels-last from the first convolution on, so images become tokens as views."""
+    denoiser = network()
+    x, biases = noise(2, *size), noise(2, sum(denoiser.unet.bias_widths))
+    with torch.no_grad(), Operations() as seen:
+        denoiser(x, biases)
+    assert "aten::convolution" in seen.names
+    assert not [name for name in seen.names if "copy" in name or "clone" in name]
+    with torch.no_grad(), Operations() as seen:
+        materialised(denoiser)(x, biases)
+    assert "aten::clone" in seen.names  # which the mode would have seen
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
