@@ -79,7 +79,7 @@ class ReconstructWidget(QWidget):
         self.adapt = QCheckBox("train on this stack first")
         self.adapt.setChecked(True)
         self.adapt.setToolTip("Slower; kept only if a check along z says that it is better")
-        self.samples = QSpinBox(minimum=1, maximum=64, value=8)
+        self.samples = QSpinBox(minimum=1, maximum=64, value=4)
         self.samples.setToolTip("Chains whose spread is the uncertainty")
         self.samples.setSpecialValueText("none")
         self.blur = QDoubleSpinBox(minimum=-0.1, maximum=20.0, singleStep=0.1, decimals=1)

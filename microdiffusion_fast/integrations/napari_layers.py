@@ -24,7 +24,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 Scale = tuple[float, float, float]
 
 MICROMETRES = ("micrometer",) * 3
-SAMPLE_SHAPE = (48, 128, 128)
+SAMPLE_SHAPE = (36, 96, 96)
 SAMPLE_STEP_LENGTH = 6
 SAMPLE_VOXEL = (1.0, 1.0, 1.0)
 

@@ -191,6 +191,52 @@ def test_pipelines(ours: Any, theirs: Any) -> None:
     assert differ(images(), expected) > 0.1
 
 
+def test_guided_pipeline_that_scales_its_input() -> None:
+    """DiTPipeline doubles its batch for guidance and asks for the scaled state."""
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=2,
+        num_layers=1,
+        sample_size=8,
+        norm_type="ada_norm_zero",
+    )
+    vae = diffusers.AutoencoderKL(
+        latent_channels=2, block_out_channels=(8,), norm_num_groups=4, sample_size=8
+    )
+    pipeline = diffusers.DiTPipeline(transformer.eval(), vae.eval(), diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    inputs: list[Tensor] = []
+    transformer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].clone()))
+
+    def images() -> Tensor:
+        inputs.clear()
+        generator = torch.Generator().manual_seed(5)
+        call = {"generator": generator, "num_inference_steps": 5, "guidance_scale": 2.8}
+        return torch.from_numpy(pipeline([1, 2], output_type="np", **call).images)
+
+    expected = images()
+    noise = inputs[0]
+    pipeline.scheduler = GammaBlendedDDIMScheduler.from_config(pipeline.scheduler.config)
+    assert differ(images(), expected) < 1e-5
+
+    prior = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(6))
+    options = {"gamma": [1.0, 0.75, 0.5, 0.25, 1.0]}
+    pipeline.scheduler = GammaBlendedDDIMScheduler.from_config(pipeline.scheduler.config, **options)
+    pipeline.scheduler.set_prior(prior)
+    images()
+    twice = prior.repeat(2, 1, 1, 1)
+    assert torch.equal(inputs[0], twice) and torch.equal(inputs[4], twice)
+    pipeline.scheduler = GammaBlendedDDIMScheduler.from_config(
+        pipeline.scheduler.config, gamma=0.25
+    )
+    pipeline.scheduler.set_prior(prior)
+    images()
+    assert torch.equal(inputs[0], 0.75 * noise + 0.25 * twice)
+
+
 T = 40
 
 
