@@ -44,18 +44,21 @@ def main() -> None:
 
 
 def show_side_by_side(viewer: napari.Viewer) -> None:
-    """The truth, what was measured of it, what was made of that, and how sure that is; from the
-    side: z downwards.
+    """What was measured, the truth, what was made of the one, and how sure that is: maxima along
+    y, z downwards.
     """
     layers = viewer.layers
-    layers.move(layers.index("vessels"), layers.index("vessels truth"))
-    layers.remove("vessels prior")
     for layer in layers:
-        layer.visible = True
+        layer.visible = layer.name != "vessels prior"
+        layer.projection_mode = "max"
+    layers.move(layers.index("vessels"), 0)
+    layers.move(layers.index("vessels prior"), 0)
+    layers.move(layers.index("vessels uncertainty"), len(layers))
     viewer.dims.order = (1, 0, 2)
+    viewer.dims.thickness = (0.0, 40.0, 0.0)
     viewer.grid.enabled = True
-    viewer.grid.shape = (2, 2)
-    viewer.grid.stride = -1
+    viewer.grid.shape = (4, 1)
+    viewer.grid.stride = 1
     viewer.scale_bar.visible = True
     viewer.reset_view()
 

@@ -57,6 +57,8 @@ class ReconstructWidget(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self._cancel = threading.Event()
+        self._source: Source | None = None  # of the run
+        self._chosen: Any = None  # whose step length was taken
         self._build()
         layers = napari_viewer.layers
         layers.events.inserted.connect(self._on_inserted)
@@ -126,7 +128,9 @@ class ReconstructWidget(QWidget):
         except InputError as error:
             self.status.setText(str(error))
             return
-        self._cancel = cancel = threading.Event()
+        self._cancel, self._source = threading.Event(), source
+        # Nobody is left to receive results where napari has removed the widget.
+        self.destroyed.connect(self._cancel.set)
         blur = self.blur.value()
         options = {
             "step_length": self.step_length.value(),
@@ -137,9 +141,11 @@ class ReconstructWidget(QWidget):
         }
         self._working(True)
         self.status.setText("")
-        worker = create_worker(_reconstruct, source, options, cancel, self.progressed.emit)
-        worker.returned.connect(lambda result: self._on_result(source, result))
-        worker.finished.connect(lambda: self._working(False))
+        report = self.progressed.emit
+        worker = create_worker(_reconstruct, source, options, self._cancel, report)
+        # Methods of a QObject, not functions: Qt drops them with the widget.
+        worker.returned.connect(self._on_result)
+        worker.finished.connect(self._on_finished)
         worker.start()
 
     def cancel(self) -> None:
@@ -148,9 +154,12 @@ class ReconstructWidget(QWidget):
         self.status.setText("cancelling…")
 
     def closeEvent(self, event: Any) -> None:
-        """A run whose results nobody could receive is ended."""
+        """Closing ends the run."""
         self._cancel.set()
         super().closeEvent(event)
+
+    def _on_finished(self) -> None:
+        self._working(False)
 
     def _working(self, busy: bool) -> None:
         self.run.setEnabled(not busy)
@@ -185,8 +194,10 @@ class ReconstructWidget(QWidget):
     def _on_layer(self, index: int = 0) -> None:
         layer = self.layer.currentData()
         self.run.setEnabled(layer is not None and not self.stop.isEnabled())
-        if layer is not None and "step_length" in geometry_of(layer.metadata):
-            self.step_length.setValue(geometry_of(layer.metadata)["step_length"])
+        if layer is not None and layer is not self._chosen:
+            stored = geometry_of(layer.metadata)
+            self.step_length.setValue(stored.get("step_length", self.step_length.value()))
+        self._chosen = layer
         self._describe()
 
     def _describe(self, value: int = 0) -> None:
@@ -240,11 +251,12 @@ class ReconstructWidget(QWidget):
         self.bar.setValue(event.done)
         self.status.setText(f"{event.stage} {event.note}".strip())
 
-    def _on_result(self, source: Source, result: Reconstruction | str) -> None:
+    def _on_result(self, result: Reconstruction | str) -> None:
         if isinstance(result, str):
             self.status.setText(result)
             return
-        for data in result_layers(source, result):
+        assert self._source is not None
+        for data in result_layers(self._source, result):
             self.viewer.add_layer(Layer.create(*data))
         weights = "adapted" if result.adaptation["accepted"] else "shipped"
         self.status.setText(f"{weights} weights, {format_seconds(result.timings['total'])}")

@@ -17,6 +17,7 @@ pytest.importorskip("pytestqt", reason="needs pytest-qt")
 
 from napari.components import ViewerModel
 from npe2 import PluginManifest
+from qtpy.QtCore import QThreadPool
 
 from microdiffusion_fast.inr import INROptions
 from microdiffusion_fast.integrations import napari as plugin
@@ -86,6 +87,8 @@ def test_layers_are_offered(widget: plugin.ReconstructWidget) -> None:
     assert widget.layer.currentText() == "mine"
     widget.step_length.setValue(4)
     assert widget.facts.text().startswith("3 images, 12 slices")
+    viewer.add_image(np.zeros((4, 5, 6)), name="another")
+    assert (widget.layer.currentText(), widget.step_length.value()) == ("mine", 4)
     viewer.layers.clear()
     assert not widget.run.isEnabled()
     assert widget.facts.text().startswith("Open projections")
@@ -142,6 +145,22 @@ def test_closing_ends_the_run(qtbot: Any, widget: plugin.ReconstructWidget) -> N
     widget.close()
     finish(qtbot, widget)
     assert len(widget.viewer.layers) == 2
+
+
+def test_a_removed_widget_ends_its_run(qtbot: Any, sample: list[Any]) -> None:
+    """As when napari removes the dock: the C++ side is gone before the thread ends."""
+    viewer = ViewerModel()
+    widget = plugin.ReconstructWidget(viewer)
+    viewer.add_layer(plugin.Layer.create(*sample[1]))
+    with qtbot.waitSignal(widget.progressed, timeout=MILLISECONDS):
+        widget.run.click()
+    cancel = widget._cancel
+    with qtbot.waitSignal(widget.destroyed, timeout=MILLISECONDS):
+        widget.deleteLater()
+    assert cancel.is_set()
+    assert QThreadPool.globalInstance().waitForDone(MILLISECONDS)
+    qtbot.wait(50)  # an exception in a slot fails the test here
+    assert len(viewer.layers) == 1
 
 
 def test_what_cannot_be_reconstructed_is_said(qtbot: Any, widget: plugin.ReconstructWidget) -> None:
