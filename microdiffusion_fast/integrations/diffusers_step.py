@@ -101,10 +101,10 @@ class GammaBlend(SchedulerMixin, ConfigMixin):
 
         Args:
             sample: the state, [N, C, Y, X].
-            timestep: where the chain is; None is its start.
+            timestep: where the chain is; None is where it has come to.
         """
         index = 0 if timestep is None else self._place(timestep)
-        if self._begun and index:
+        if self._begun and (index or timestep is None):
             return sample
         self._begun = False
         self._shown = self._blend(sample, self._gamma(index))
@@ -164,7 +164,8 @@ class GammaBlend(SchedulerMixin, ConfigMixin):
             # The network saw what scale_model_input returned; pure noise where nobody called that.
             if self._shown is not None and self._shown is not sample:
                 sample = self._blend(sample, self._gamma(index))
-            self._begun, self._shown = True, None
+            self._shown = None
+        self._begun = index + 1 < len(self._steps)
         blends = self._gamma(index + 1) != 0
         planes = (-1, *sample.shape[-2:])
         table = self._rows(sample, row, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,8 @@ def test_either_way_of_the_first_step() -> None:
     assert torch.equal(ends[0], ends[1])
 
 
-def test_a_second_chain_begins_anew() -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["timestep", "no timestep"])
+def test_a_second_chain_begins_anew(told: bool) -> None:
     scheduler = GammaBlendedDDIMScheduler(gamma=0.4)
     scheduler.set_prior(torch.ones(1, 1, 4, 4))
     scheduler.set_timesteps(3)
@@ -315,9 +317,11 @@ def test_a_second_chain_begins_anew() -> None:
     for _ in range(2):
         x = noise
         for t in scheduler.timesteps:
-            x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+            shown = scheduler.scale_model_input(x, t if told else None)
+            x = scheduler.step(network(shown, t), t, x).prev_sample
         ends.append(x)
     assert torch.equal(ends[0], ends[1])
+    assert float(ends[0].mean()) > 0.1  # the prior is in it: the blends took place
 
 
 def test_prior_of_a_batch_doubled_for_guidance() -> None:
@@ -438,3 +442,13 @@ def test_bad_calls() -> None:
     zero.set_timesteps(4)
     with pytest.raises(InputError, match="^prediction_type: expected 'v_prediction' or 'sample'"):
         zero.step(x, zero.timesteps[0], x)
+
+
+def test_the_documented_example(repository: Path) -> None:
+    text = (repository / "docs" / "integrations.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (example,) = [block for block in blocks if "DDPMPipeline" in block]
+    prior = torch.zeros(1, 1, 16, 16)
+    names: dict[str, Any] = {"unet": tiny_unet(), "scheduler": diffusers.DDPMScheduler()}
+    exec(example, names | {"prior": prior}, names)
+    assert len(names["images"]) == 8

@@ -16,7 +16,7 @@ pytest.importorskip("napari", reason="needs microdiffusion-fast[napari]")
 pytest.importorskip("pytestqt", reason="needs pytest-qt")
 
 from napari.components import ViewerModel
-from npe2 import PluginManifest
+from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import QThreadPool
 
 from microdiffusion_fast.inr import INROptions
@@ -68,6 +68,32 @@ def test_manifest(repository: Path) -> None:
         "neurites",
         "nuclei",
     }
+
+
+@pytest.fixture
+def registered(repository: Path) -> None:
+    """The plugin as napari finds it once the package is installed."""
+    plugins = PluginManager.instance()
+    if "microdiffusion-fast" not in plugins:
+        manifest = repository / "microdiffusion_fast" / "napari.yaml"
+        plugins.register(PluginManifest.from_file(manifest))
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", ["saved.ome.tif", "saved.ome.zarr"])
+def test_through_the_menus(name: str, sample: list[Any], tmp_path: Path) -> None:
+    """Open a sample, save a layer, open it again: what napari's menus do."""
+    viewer = ViewerModel()
+    viewer.open_sample("microdiffusion-fast", "vessels")
+    layer = viewer.layers["vessels"]
+    assert np.array_equal(layer.data, sample[1][0])
+    path = str(tmp_path / name)
+    assert layer.save(path, plugin="microdiffusion-fast") == [path]
+    (again,) = viewer.open(path, plugin="microdiffusion-fast")
+    assert np.array_equal(again.data, layer.data)
+    assert again.scale == pytest.approx([3.0, 0.25, 0.25])
+    assert [str(unit) for unit in again.units] == ["micrometer"] * 3
+    assert napari_layers.geometry_of(again.metadata)["step_length"] == 6
 
 
 def test_layers_are_offered(widget: plugin.ReconstructWidget) -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +242,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.timeout(300)  # three interpreters that import torch, on a machine that may be busy
 def test_processes_agree(tmp_path: Path, repository: Path) -> None:
     """Two processes under torchrun, each with its share, give everybody the value of the whole."""
     preds, target = pair(13, 16, 18)
@@ -255,7 +257,7 @@ def test_processes_agree(tmp_path: Path, repository: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
     )
     assert process.returncode == 0, process.stderr[-2000:]
     expected = [
@@ -313,3 +315,12 @@ def test_images_smaller_than_the_window() -> None:
         VolumeSSIM(1.0).update(small, small)
     with pytest.raises(InputError, match="^preds: expected at least 7 voxels along the last 3"):
         VolumeSSIM(1.0, window="uniform", border="crop", ndim=3).update(small[0], small[0])
+
+
+def test_the_documented_example(repository: Path) -> None:
+    text = (repository / "docs" / "integrations.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (example,) = [block for block in blocks if "VolumeSSIM" in block]
+    names: dict[str, Any] = {"slabs": [pair(2, 16, 18, seed=seed) for seed in range(2)]}
+    exec(example, names)
+    assert 0 < names["metric"].compute() < 1
