@@ -6,7 +6,6 @@ depth is hardest), a section along the depth, the maximum projections along z an
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,33 +13,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.metrics import GREY_LEVELS, intensity_window, psnr, to_grey_levels
+from microdiffusion_fast.report_style import (
+    ACCENT,
+    BEST,
+    GAP,
+    INK,
+    LEFT,
+    LINES,
+    PANEL,
+    RIGHT,
+    SOFT,
+    TITLES,
+    TRUTH,
+    Page,
+    Volume,
+    contrast,
+    new_page,
+    plain_axes,
+    save,
+    scale_bar,
+    show,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from microdiffusion_fast.forward_model import AxialProjection
 
-Volume = NDArray[np.float32]
-
-DPI = 150
-TRUTH = "truth"
-BEST = "reconstruction"
-# What the columns are called, where that differs from the name in `metrics.json`.
-TITLES = {"nearest": "projections", "inr": "INR"}
-_INK, _SOFT, _ACCENT = "#1b1f24", "#6a737d", "#0b6e99"
-_LINES = {
-    "interpolation": ("#b0b7bf", 1.2),
-    "interpolation+consistency": ("#7d8793", 1.4),
-    "inr": ("#d9822b", 1.4),
-    BEST: (_ACCENT, 2.0),
-}
-# Inches: a panel, the gaps, the margins.
-_PANEL, _GAP, _LEFT, _RIGHT, _TOP, _BOTTOM, _STRIP = 2.2, 0.07, 0.42, 0.62, 1.22, 0.5, 2.0
+# Inches: the margins above and below, the plots.
+_TOP, _BOTTOM, _STRIP = 1.22, 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class _Row:
     width: float
     bar: bool = False
     error: bool = False
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        return self.height, self.width
 
 
 def draw_report(
@@ -87,9 +95,6 @@ def draw_report(
     Raises:
         InputError: If a volume has not the shape of the truth, or the truth is constant.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     for name, volume in volumes.items():
         if volume.shape != truth.shape:
             raise InputError(name, f"shape {list(truth.shape)}", f"shape {list(volume.shape)}")
@@ -97,13 +102,10 @@ def draw_report(
     panels = {name: volumes[name] for name in columns if name in volumes}
     panels[TRUTH] = truth
     rows = _rows(truth, operator, voxel_size)
-    heights = [min(max(_PANEL * row.height / row.width, 0.7), 1.6 * _PANEL) for row in rows]
-    width = _LEFT + len(panels) * (_PANEL + _GAP) + _RIGHT
-    height = _TOP + sum(heights) + len(rows) * _GAP + 0.62 + _STRIP + _BOTTOM
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    page = _Page(figure, width, height)
+    heights = [min(max(PANEL * row.height / row.width, 0.7), 1.6 * PANEL) for row in rows]
+    width = LEFT + len(panels) * (PANEL + GAP) + RIGHT
+    height = _TOP + sum(heights) + len(rows) * GAP + 0.62 + _STRIP + _BOTTOM
+    page = new_page(width, height)
     page.headline(title, note)
     top = _TOP
     for index, (row, tall) in enumerate(zip(rows, heights, strict=True)):
@@ -113,23 +115,21 @@ def draw_report(
             spread = None if uncertainty is None else row.cut(uncertainty)
             _draw_errors(page, images, spread, row, top, tall, window)
         else:
-            low, high = window if "maximum" not in row.label else _limits(images[TRUTH])
+            limits = window if "maximum" not in row.label else contrast(images[TRUTH])
             for place, (name, image) in enumerate(images.items()):
                 axes = page.panel(place, top, tall)
-                _show(axes, image, row, cmap="gray", vmin=low, vmax=high)
+                show(axes, image, row.extent, limits)
                 if index == 0:
                     _column_title(axes, name, scores.get(name))
                 if row.bar and place == 0 and voxel_size is not None:
-                    _scale_bar(axes, row)
-        top += tall + _GAP
+                    scale_bar(axes, row.extent)
+        top += tall + GAP
     top += 0.62
-    split = 0.47 * (width - _LEFT)
-    _draw_table(page.axes(_LEFT, top, split, _STRIP), scores)
-    plot = page.axes(_LEFT + split + 0.75, top, width - _LEFT - split - 0.75 - _RIGHT, _STRIP)
+    split = 0.47 * (width - LEFT)
+    _draw_table(page.axes(LEFT, top, split, _STRIP), scores)
+    plot = page.axes(LEFT + split + 0.75, top, width - LEFT - split - 0.75 - RIGHT, _STRIP)
     _draw_depth_plot(plot, volumes, truth, operator, window)
-    target = Path(path)
-    figure.savefig(target, dpi=DPI, format="png")
-    return target
+    return save(page, Path(path))
 
 
 def hardest_slice(truth: Volume, operator: AxialProjection) -> int:
@@ -164,58 +164,13 @@ def _rows(
     ]
 
 
-def _limits(image: Volume) -> tuple[float, float]:
-    low, high = (float(v) for v in np.percentile(image, (0.5, 99.8)))
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-@dataclass(frozen=True)
-class _Page:
-    """Places axes in inches from the top left: the panels keep their size on any page."""
-
-    figure: Figure
-    width: float
-    height: float
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        bottom = self.height - top - height
-        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(box)
-
-    def panel(self, column: int, top: float, height: float) -> Axes:
-        return self.axes(_LEFT + column * (_PANEL + _GAP), top, _PANEL, height)
-
-    def text(self, left: float, top: float, words: str, **style: Any) -> None:
-        self.figure.text(left / self.width, 1 - top / self.height, words, **style)
-
-    def headline(self, title: str, note: str) -> None:
-        self.text(_LEFT, 0.3, title, fontsize=14, fontweight="bold", color=_INK, va="center")
-        self.text(_LEFT, 0.53, note, fontsize=8.5, color=_SOFT, va="center")
-
-    def label(self, words: str, top: float, height: float) -> None:
-        style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 8.5, "color": _SOFT}
-        self.text(_LEFT - 0.16, top + height / 2, words, **style)
-
-
-def _show(axes: Axes, image: Volume, row: _Row, **style: Any) -> Any:
-    # Extent in physical units: an anisotropic voxel is drawn as long as it is.
-    extent = (0, row.width, row.height, 0)
-    drawn = axes.imshow(image, extent=extent, aspect="equal", interpolation="nearest", **style)
-    axes.set_facecolor("black")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_visible(False)
-    return drawn
-
-
 def _column_title(axes: Axes, name: str, score: Mapping[str, float] | None) -> None:
     caption = "" if score is None else f"{score['psnr']:.2f} dB,  SSIM {score['ssim']:.3f}"
-    colour = _ACCENT if name == BEST else _INK
+    colour = ACCENT if name == BEST else INK
     # Offsets in points: tall panels must not push the words away.
     for words, lift, size, ink, weight in (
         (TITLES.get(name, name), 17, 11, colour, "bold"),
-        (caption, 5, 8, _ACCENT if name == BEST else _SOFT, "normal"),
+        (caption, 5, 8, ACCENT if name == BEST else SOFT, "normal"),
     ):
         axes.annotate(
             words,
@@ -231,25 +186,8 @@ def _column_title(axes: Axes, name: str, score: Mapping[str, float] | None) -> N
         )
 
 
-def _scale_bar(axes: Axes, row: _Row) -> None:
-    wanted = row.width / 4
-    power = 10 ** math.floor(math.log10(wanted))
-    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
-    x, y = 0.05 * row.width, row.height - 0.06 * row.width
-    axes.plot([x, x + length], [y, y], linewidth=2.5, color="white", solid_capstyle="butt")
-    axes.text(
-        x + length / 2,
-        y - 0.025 * row.width,
-        f"{length:g} µm",
-        color="white",
-        fontsize=7.5,
-        ha="center",
-        va="bottom",
-    )
-
-
 def _draw_errors(
-    page: _Page,
+    page: Page,
     images: Mapping[str, Volume],
     uncertainty: Volume | None,
     row: _Row,
@@ -268,26 +206,26 @@ def _draw_errors(
         if name != TRUTH
     }
     limit = max(float(np.percentile(np.stack(list(errors.values())), 99.5)), 1e-6)
-    style = {"cmap": "magma", "vmin": 0.0, "vmax": limit}
     drawn = None
     for place, image in enumerate(errors.values()):
-        drawn = _show(page.panel(place, top, tall), image, row, **style)
+        drawn = show(page.panel(place, top, tall), image, row.extent, (0.0, limit), cmap="magma")
     place = len(errors)
-    left = _LEFT + place * (_PANEL + _GAP)
+    left = LEFT + place * (PANEL + GAP)
     if uncertainty is not None:
         axes = page.panel(place, top, tall)
         factor = _brightening(uncertainty * scale, limit)
-        _show(axes, uncertainty * (scale * factor), row, **style)
+        shown = uncertainty * (scale * factor)
+        show(axes, shown, row.extent, (0.0, limit), cmap="magma")
         words = "uncertainty (std. dev.)" + (f" x {factor:g}" if factor > 1 else "")
         box = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0}
         place_of: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "bbox": box}
         axes.text(0.03, 0.97, words, color="white", fontsize=7.5, **place_of)
-        left += _PANEL + _GAP
+        left += PANEL + GAP
     bar = page.axes(left, top, 0.1, tall)
     if drawn is not None:
         page.figure.colorbar(drawn, cax=bar)
-    bar.tick_params(labelsize=7.5, colors=_SOFT, length=2)
-    bar.set_ylabel("grey levels of 255", fontsize=7.5, color=_SOFT)
+    bar.tick_params(labelsize=7.5, colors=SOFT, length=2)
+    bar.set_ylabel("grey levels of 255", fontsize=7.5, color=SOFT)
     for side in bar.spines.values():
         side.set_visible(False)
 
@@ -304,14 +242,14 @@ def _draw_table(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_ylim(len(scores) + 1, 0)
     keys = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".3f"), "dice": ("DICE", ".3f")}
     places = dict(zip(keys, (0.66, 0.83, 1.0), strict=True))
-    axes.plot([0, 1], [1, 1], color=_INK, linewidth=0.8)
-    axes.text(0, 0.5, "method", fontsize=9, color=_SOFT, va="center")
+    axes.plot([0, 1], [1, 1], color=INK, linewidth=0.8)
+    axes.text(0, 0.5, "method", fontsize=9, color=SOFT, va="center")
     for key, (name, _) in keys.items():
-        axes.text(places[key], 0.5, name, fontsize=9, color=_SOFT, va="center", ha="right")
+        axes.text(places[key], 0.5, name, fontsize=9, color=SOFT, va="center", ha="right")
     best = {key: max(score[key] for score in scores.values()) for key in keys}
     for line, (method, score) in enumerate(scores.items()):
         y = line + 1.5
-        colour = _ACCENT if method == BEST else _INK
+        colour = ACCENT if method == BEST else INK
         axes.text(0, y, TITLES.get(method, method), fontsize=10, color=colour, va="center")
         for key, (_, form) in keys.items():
             weight = "bold" if score[key] == best[key] else "normal"
@@ -328,8 +266,8 @@ def _draw_depth_plot(
 ) -> None:
     """PSNR slice by slice, over the windows of the projections."""
     grey = to_grey_levels(truth, *window)
-    for name, (colour, thick) in _LINES.items():
-        if name in volumes:
+    for name, (colour, thick) in LINES.items():
+        if name in volumes and name != "nearest":
             values = psnr(grey, to_grey_levels(volumes[name], *window), per="slice")
             label = TITLES.get(name, name)
             axes.plot(values, color=colour, linewidth=thick, label=label)
@@ -337,11 +275,5 @@ def _draw_depth_plot(
         if index % 2 == 0:
             axes.axvspan(low - 0.5, high - 0.5, color="#f0f2f5", linewidth=0, zorder=0)
     axes.set_xlim(-0.5, truth.shape[0] - 0.5)
-    axes.set_xlabel("slice z (bands: the projections)", fontsize=8.5, color=_SOFT)
-    axes.set_ylabel("PSNR dB", fontsize=8.5, color=_SOFT)
-    axes.tick_params(labelsize=8, colors=_SOFT, length=2)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#c8ced6")
+    plain_axes(axes, "slice z (bands: the projections)", "PSNR dB")
     axes.legend(fontsize=7.5, frameon=False, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
