@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+_COLUMNS = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".3f"), "dice": ("DICE", ".3f")}
 
 
 def print_scores(
@@ -18,17 +21,16 @@ def print_scores(
     from rich.console import Console
     from rich.table import Table
 
-    columns = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".3f"), "dice": ("DICE", ".3f")}
-    best = {key: max(score[key] for score in scores.values()) for key in columns}
+    best = {key: max(score[key] for score in scores.values()) for key in _COLUMNS}
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("method")
-    for title, _ in columns.values():
+    for title, _ in _COLUMNS.values():
         table.add_column(title, justify="right")
     if misfits:
         table.add_column("max|Ax-y|", justify="right")
     for method, score in scores.items():
         cells = []
-        for key, (_, form) in columns.items():
+        for key, (_, form) in _COLUMNS.items():
             cell = format(score[key], form)
             winner = len(scores) > 1 and score[key] == best[key]
             cells.append(f"[bold]{cell}[/bold]" if winner else cell)
@@ -96,3 +98,40 @@ def command_line(command: str, arguments: list[str | Path], options: Mapping[str
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, group: str
+) -> None:
+    """Print the rows of a sweep on stdout, the best of each group in bold.
+
+    Args:
+        rows: as in `experiments.Sweep`.
+        columns: parameters to show before the method, with their titles.
+        group: rows that share this column are compared, and lie together.
+    """
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for title in (*columns.values(), "method"):
+        table.add_column(title)
+    for title, _ in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for value in dict.fromkeys(row[group] for row in rows):
+        together = [row for row in rows if row[group] == value]
+        best = {key: max(_number(row[key]) for row in together) for key in _COLUMNS}
+        for row in together:
+            cells = ["" if row[name] is None else f"{row[name]}" for name in columns]
+            cells.append(row["method"])
+            for key, (_, form) in _COLUMNS.items():
+                cell = format(_number(row[key]), form)
+                cells.append(f"[bold]{cell}[/bold]" if _number(row[key]) == best[key] else cell)
+            table.add_row(*cells, end_section=row is together[-1])
+    Console(highlight=False).print(table)
+
+
+def _number(value: float | None) -> float:
+    # what is not finite has no number in JSON: the PSNR of a slice without any error
+    return math.inf if value is None else value

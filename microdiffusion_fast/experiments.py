@@ -1,0 +1,318 @@
+"""The two experiments of the supplement: quality against step length, and against gamma.
+
+Both project a volume whose depth is known, reconstruct it by every method, and leave tables and a
+figure. A sweep that was interrupted goes on where it stopped; see `experiments_store`.
+
+Source: MicroDiffusion (arXiv 2403.10815), supplement, Figures 1 and 2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from microdiffusion_fast.cli_support import VOLUME, naming, to_json
+from microdiffusion_fast.demo import score
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.experiments_cuts import Cuts
+from microdiffusion_fast.experiments_figures import Scene, draw_gammas, draw_step_lengths
+from microdiffusion_fast.experiments_methods import (
+    Options,
+    Subject,
+    Task,
+    chain_names,
+    gamma_tasks,
+    step_length_tasks,
+)
+from microdiffusion_fast.experiments_store import Cell, Store, write_csv, write_file, write_json
+from microdiffusion_fast.info import machine, versions
+from microdiffusion_fast.progress import Progress, ProgressCallback, ProgressEvent
+from microdiffusion_fast.report_style import Page, save
+from microdiffusion_fast.schedule_gamma import GammaSchedule
+
+STEP_LENGTHS = (2, 4, 6, 8, 10, 12)
+GAMMAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# A chain whose end gamma can move; the posterior mean, one call, hardly notices it. Few, because a
+# sweep has ten chains, and four more steps changed no curve.
+CHAIN_STEPS = 8
+Volume = str | os.PathLike[str] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep leaves.
+
+    Attributes:
+        folder: holds results.csv, results.json, metrics.json, figure.png, figure.pdf and cells/.
+        rows: one for every method at every parameter, as in results.csv.
+        metrics: the contents of `metrics.json`: the rows, and the seconds, machine and versions.
+    """
+
+    folder: Path
+    rows: tuple[dict[str, Any], ...]
+    metrics: dict[str, Any]
+
+
+def sweep_step_length(
+    volume: Volume,
+    output: str | os.PathLike[str],
+    *,
+    step_lengths: Sequence[int] = STEP_LENGTHS,
+    preset: Literal["fast", "paper"] = "fast",
+    adapt: bool = True,
+    adapt_steps: int | None = None,
+    axial_blur: float | None = None,
+    inr_steps: int | None = None,
+    train_steps: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    callback: ProgressCallback | None = None,
+) -> Sweep:
+    """Reconstruct a volume from ever fewer projections, by every method.
+
+    Args:
+        volume: the truth [Z, Y, X], or a file with it.
+        output: folder of the results; one that holds part of this very sweep is completed.
+        step_lengths: slices in one projection, which is also how many times faster is recorded.
+        preset: "fast", or "paper" for the published method beside it, trained at every step length.
+        adapt, adapt_steps, axial_blur, inr_steps, seed, device: as in `reconstruct`.
+        train_steps: optimiser steps of every training of the paper preset.
+        progress: show a bar; its units are the computations that are missing.
+        callback: called on the way; returning False cancels, and what is finished stays.
+
+    Raises:
+        InputError: a volume or a step length that cannot be projected, or a folder of something
+            else; the message names it as the command line does.
+        Cancelled: the callback returned False.
+    """
+    wanted = _sorted_integers("--step-lengths", step_lengths)
+    options = Options(
+        preset=preset,
+        adapt=adapt,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        inr_steps=inr_steps,
+        train_steps=train_steps,
+        seed=seed,
+        device=device,
+    )
+    subject = Subject.of(volume)
+    with naming(projections="--step-lengths", step_length="--step-lengths", volume=VOLUME):
+        stacks = [subject.project(length, seed) for length in wanted]
+    # not of the list that was asked for: it may grow, and the images stay
+    cuts = Cuts.of(subject.truth, subject.voxel_size, STEP_LENGTHS)
+    identity = _identity("step-length", subject, asdict(options))
+    with Store(Path(output), identity) as store:
+        tasks = [task for stack in stacks for task in step_length_tasks(store, stack, options)]
+        cells = _run(store, subject, tasks, cuts, progress=progress, callback=callback)
+        rows = _rows(tasks, cells)
+        images = {row["step_length"]: cell.images for row, cell in rows if row["method"] == preset}
+        note = f"The {preset} preset, from ever fewer projections."
+        scene = _scene(subject, cuts, "quality against acquisition speed", note)
+        page = draw_step_lengths(scene, [row for row, _ in rows], images, method=preset)
+        return _finish(store, subject, rows, page)
+
+
+def sweep_gamma(
+    volume: Volume,
+    output: str | os.PathLike[str],
+    *,
+    gammas: Sequence[float] = GAMMAS,
+    gamma_schedules: Sequence[GammaSchedule] = ("constant",),
+    step_length: int = 6,
+    preset: Literal["fast", "paper"] = "fast",
+    steps: int | Literal["exact"] | None = None,
+    consistency: Literal["hard", "off"] | None = None,
+    adapt: bool = True,
+    adapt_steps: int | None = None,
+    axial_blur: float | None = None,
+    inr_steps: int | None = None,
+    train_steps: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    callback: ProgressCallback | None = None,
+) -> Sweep:
+    """Reconstruct a volume with ever more weight on the prior; the baselines do not depend on it.
+
+    INR and adaptation do not depend on gamma either and are made once. The paper preset trains at
+    every gamma, as its clean image is blended with the same weight.
+
+    Args:
+        volume, output, preset, adapt, adapt_steps, axial_blur, inr_steps, train_steps, seed,
+            device, progress, callback: as in `sweep_step_length`.
+        gammas: weights of the prior in the blend of every state, in [0, 1].
+        gamma_schedules: how gamma falls along the chain; each is run at all gammas.
+        step_length: slices in one projection.
+        steps: calls of the network in a chain; default 8 for "fast" and "exact" for "paper". Where
+            "exact" is refused because gamma is too small, all 1000 steps are run, which is exact.
+        consistency: default the preset's, "hard" for "fast" and "off" for "paper". With "off" the
+            result is also reported made consistent at the end.
+
+    Raises:
+        InputError: as in `sweep_step_length`.
+        Cancelled: the callback returned False.
+    """
+    values = _sorted_gammas(gammas)
+    schedules = _chosen_schedules(gamma_schedules)
+    if steps is None:
+        steps = CHAIN_STEPS if preset == "fast" else "exact"
+    elif steps != "exact" and not (type(steps) is int and 1 <= steps <= 1000):
+        raise InputError("--steps", "a number from 1 to 1000, or 'exact'", repr(steps))
+    options = Options(
+        preset=preset,
+        steps=steps,
+        consistency=consistency or ("hard" if preset == "fast" else "off"),
+        adapt=adapt,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        inr_steps=inr_steps,
+        train_steps=train_steps,
+        seed=seed,
+        device=device,
+    )
+    subject = Subject.of(volume)
+    with naming(projections="--step-length", step_length="--step-length", volume=VOLUME):
+        stack = subject.project(step_length, seed)
+    cuts = Cuts.of(subject.truth, subject.voxel_size, [step_length])
+    identity = _identity("gamma", subject, {"step_length": step_length, **asdict(options)})
+    with Store(Path(output), identity) as store:
+        tasks = gamma_tasks(store, stack, options, values, schedules)
+        cells = _run(store, subject, tasks, cuts, progress=progress, callback=callback)
+        rows = _rows(tasks, cells)
+        order: list[str | None] = [None, *schedules]
+        rows.sort(key=lambda found: order.index(found[0]["gamma_schedule"]))
+        method, schedule = chain_names(options)[0], schedules[0]
+        images = {
+            row["gamma"]: cell.images
+            for row, cell in rows
+            if (row["method"], row["gamma_schedule"]) == (method, schedule)
+        }
+        taken = "exact chains" if steps == "exact" else f"chains of {steps} steps"
+        note = f"The {preset} preset, {taken}, {schedule} gamma, step length {step_length}."
+        scene = _scene(subject, cuts, "the weight of the prior", note)
+        plain = [row for row, _ in rows]
+        page = draw_gammas(scene, plain, images, method=method, schedule=schedule)
+        return _finish(store, subject, rows, page)
+
+
+def _run(
+    store: Store,
+    subject: Subject,
+    tasks: Sequence[Task],
+    cuts: Cuts,
+    *,
+    progress: bool,
+    callback: ProgressCallback | None,
+) -> dict[str, Cell]:
+    """All cells by name: those that are there, and the others computed and kept."""
+    cells: dict[str, Cell] = {}
+    missing = []
+    for task in tasks:
+        found = {entry.name: store.load(entry.name, entry.key) for entry in task.entries}
+        cells |= {name: cell for name, cell in found.items() if cell is not None}
+        if None in found.values():
+            missing.append(task)
+    with Progress("sweep", len(missing), enabled=progress, callback=callback, unit="run") as bar:
+        for task in missing:
+
+            def tell(event: ProgressEvent, title: str = task.title) -> None:
+                of = "" if event.total is None else f"/{event.total}"
+                bar.advance(0, note=f"{title}: {event.stage} {event.done}{of}")
+
+            wanted = {entry.name for entry in task.entries} - set(cells)
+            for made in task.compute(wanted, tell):
+                entry = made.entry
+                if entry.name in wanted:
+                    images = cuts.take(made.volume) | (
+                        {"volume": made.volume} if entry.whole else {}
+                    )
+                    truth, window = subject.truth, subject.intensity
+                    scores = score({"it": made.volume}, truth, task.stack, intensity=window)["it"]
+                    cell = Cell(scores, images, dict(made.notes))
+                    cells[entry.name] = store.keep(entry.name, entry.key, cell)
+            bar.advance(1, note=task.title)
+    return cells
+
+
+def _identity(experiment: str, subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
+    version = versions()["microdiffusion_fast"]
+    return {
+        "experiment": experiment,
+        "version": version,
+        "volume": subject.record,
+        "settings": settings,
+    }
+
+
+def _scene(subject: Subject, cuts: Cuts, words: str, note: str) -> Scene:
+    return Scene(
+        truth=subject.truth,
+        cuts=cuts,
+        intensity=subject.intensity,
+        unit="voxels" if subject.voxel_size is None else "µm",
+        title=f"{subject.name}: {words}",
+        note=note,
+    )
+
+
+def _rows(tasks: Sequence[Task], cells: Mapping[str, Cell]) -> list[tuple[dict[str, Any], Cell]]:
+    """The rows of the table, each with the cell that it is from."""
+    found = [(entry, cells[entry.name]) for task in tasks for entry in task.entries]
+    return [
+        ({**to_json(entry.at), "method": entry.method, **cell.scores}, cell)
+        for entry, cell in found
+    ]
+
+
+def _finish(
+    store: Store, subject: Subject, found: Sequence[tuple[dict[str, Any], Cell]], page: Page
+) -> Sweep:
+    """Write tables and figure; only `metrics.json` holds what differs from run to run."""
+    rows = [row for row, _ in found]
+    for suffix in ("png", "pdf"):
+        write_file(store.folder / f"figure.{suffix}", lambda part: save(page, part))
+    write_csv(store.folder / "results.csv", rows)
+    write_json(store.folder / "results.json", {**store.identity, "rows": rows})
+    record = {
+        **store.identity,
+        "input": subject.name,
+        "shape": subject.truth.shape,
+        "rows": [{**row, **cell.notes} for row, cell in found],
+        "seconds": sum(cell.notes.get("seconds", 0.0) for _, cell in found),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(store.folder / "metrics.json", record)
+    return Sweep(store.folder, tuple(rows), to_json(record))
+
+
+def _sorted_integers(argument: str, values: Sequence[int]) -> list[int]:
+    expected = "whole numbers of at least 2, with commas between them"
+    if not values or not all(type(value) is int and value >= 2 for value in values):
+        raise InputError(argument, expected, list(values))
+    return sorted(set(values))
+
+
+def _sorted_gammas(values: Sequence[float]) -> list[float]:
+    expected = "numbers from 0 to 1, with commas between them"
+    good = all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
+    if not values or not good:
+        raise InputError("--gammas", expected, list(values))
+    return sorted({float(value) for value in values})
+
+
+def _chosen_schedules(values: Sequence[str]) -> list[GammaSchedule]:
+    known = get_args(GammaSchedule)
+    for value in values:
+        if value not in known:
+            raise InputError("--gamma-schedules", f"some of {', '.join(known)}", repr(value))
+    if not values:
+        raise InputError("--gamma-schedules", f"some of {', '.join(known)}", "none")
+    return list(dict.fromkeys(values))  # type: ignore[arg-type]
