@@ -25,9 +25,9 @@ from microdiffusion_fast.report_style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PANEL, _TOP, _BETWEEN, _BOTTOM, _MARGIN = 1.75, 1.3, 0.6, 0.62, 0.25
-_LEAST_WIDTH = 12.0  # room for three plots and the names of their lines
-_COLUMNS = 7  # of images at most
+_TOP, _BETWEEN, _BOTTOM, _MARGIN = 1.3, 0.6, 0.62, 0.25
+_WIDTH = 13.4  # room for three plots with the names of their lines, and for seven images
+_COLUMNS, _WIDEST = 7, 2.4
 _METRICS = "PSNR and SSIM: means over the covered slices; DICE: of their volume."
 
 
@@ -150,14 +150,14 @@ def _some(images: Mapping[Any, Any]) -> list[Any]:
 def _draw_images(scene: Scene, columns: Sequence[_Column]) -> tuple[Page, float]:
     """A page with the images, and where the room below them begins, in inches from the top."""
     rows = scene.cuts.rows
+    panel = min((_WIDTH - LEFT - _MARGIN) / len(columns) - GAP, _WIDEST)
     heights = {
-        name: min(max(_PANEL * high / wide, 0.5), 1.6 * _PANEL)
+        name: min(max(panel * high / wide, 0.5), 1.6 * panel)
         for name, (_, (high, wide)) in rows.items()
     }
-    width = max(LEFT + len(columns) * (_PANEL + GAP) + _MARGIN, _LEAST_WIDTH)
     images = sum(heights.values()) + len(heights) * GAP
     height = _TOP + images + _BETWEEN + PLOT_HEIGHT + _BOTTOM
-    page = new_page(width, height, panel_width=_PANEL)
+    page = new_page(_WIDTH, height, panel_width=panel)
     page.headline(scene.title, f"{scene.note} {_METRICS}")
     whole = scene.cuts.take(scene.truth)
     top = _TOP

@@ -119,20 +119,24 @@ def contrast(image: Volume) -> tuple[float, float]:
 
 def scale_bar(axes: Axes, extent: tuple[float, float], unit: str = "µm") -> None:
     """A bar of a round length, about a quarter of the width."""
+    from matplotlib.patheffects import withStroke
+
     height, width = extent
     wanted = width / 4
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     x, y = 0.05 * width, height - 0.06 * width
-    axes.plot([x, x + length], [y, y], linewidth=2.5, color="white", solid_capstyle="butt")
+    edge = [withStroke(linewidth=1.6, foreground="black")]  # bright tissue may lie behind it
+    bar: dict[str, Any] = {"color": "white", "path_effects": edge}
+    axes.plot([x, x + length], [y, y], linewidth=2.5, solid_capstyle="butt", **bar)
     axes.text(
         x + length / 2,
         y - 0.025 * width,
         f"{length:g} {unit}",
-        color="white",
         fontsize=7.5,
         ha="center",
         va="bottom",
+        **bar,
     )
 
 
