@@ -374,27 +374,20 @@ class _Checkpoint:
         self.path = store.cells / f"training-{name}.safetensors"
 
     def __enter__(self) -> _Checkpoint:
-        from microdiffusion_fast.paper_checkpoint import load_paper
         from microdiffusion_fast.paper_training import train_paper
         from microdiffusion_fast.training_state import state_path
 
-        recipe = self._recipe()
         resume = state_path(self.path).is_file()
-        for again in (resume, False):
-            train_paper(
-                self.stack,
-                self.path,
-                config=recipe,
-                resume=again,
-                overwrite=not again,
-                device=self.options.device,
-                progress=False,
-                callback=self.callback,
-            )
-            # a kill between the last state and its checkpoint leaves nothing to resume, and the
-            # checkpoint before
-            if self.path.is_file() and load_paper(self.path).step == recipe.steps:
-                break
+        train_paper(
+            self.stack,
+            self.path,
+            config=self._recipe(),
+            resume=resume,
+            overwrite=not resume,
+            device=self.options.device,
+            progress=False,
+            callback=self.callback,
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -425,13 +418,12 @@ class _Checkpoint:
 
         options = self.options
         steps = STEPS if options.train_steps is None else options.train_steps
-        fourier = _fourier_options(options)
         return PaperTraining(
             steps=steps,
             gamma=GAMMA if self.gamma is None else self.gamma,
             seed=options.seed,
-            checkpoint=max(1, min(250, steps // 4)),
-            inr=fourier,
+            checkpoint_steps=max(1, min(250, steps // 4)),
+            inr=_fourier_options(options),
         )
 
 

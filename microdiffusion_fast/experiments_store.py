@@ -48,41 +48,37 @@ class Cell:
 
 
 class Store:
-    """The folder, opened for one experiment.
+    """The folder of one experiment, as a context manager: one run at a time.
 
     Args:
         folder: made where it is absent; parents too.
-        identity: what all cells share, as plain JSON values: the experiment, the volume and the
-            settings. Lists of parameters are not among them, so they may grow.
+        identity: what all cells share: the experiment, the volume and the settings. Lists of
+            parameters are not among them, so they may grow.
 
     Raises:
-        InputError: the folder is of another sweep, holds something else or cannot be written.
+        InputError: on entry; the folder is of another sweep, holds something else, is in use or
+            cannot be written.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, to_json(identity)
+
+    def __enter__(self) -> Self:
+        folder = self.folder
         try:
             if folder.exists() and not folder.is_dir():
                 raise InputError(OUTPUT, "a folder for the results", f"{folder}, which is a file")
             folder.mkdir(parents=True, exist_ok=True)
             check_writable(folder, OUTPUT)
             self._lock = self._alone()
-            held = sorted(path.name for path in folder.iterdir())
-            if any(self.cells.glob("*.safetensors")):
-                self._compare()
-            elif foreign := [name for name in held if name not in _BEGUN and name[0] != "."]:
-                expected = "a new or empty folder, or one of this sweep to go on with"
-                raise InputError(OUTPUT, expected, f"{folder}, which holds {foreign[0]}")
-            else:
-                write_json(folder / IDENTITY, self.identity)
-            self.cells.mkdir(exist_ok=True)
-            for left in (*folder.glob(".*.partial*"), *self.cells.glob("*.partial")):
-                left.unlink()  # of a run that was killed
+            try:
+                self._claim()
+            except BaseException:
+                os.close(self._lock)
+                raise
         except OSError as error:
             got = f"{folder} ({error.strerror})"
             raise InputError(OUTPUT, "a folder that can be made", got) from error
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,13 +134,27 @@ class Store:
             raise InputError(OUTPUT, "a folder of its own for every run", got) from None
         return handle
 
+    def _claim(self) -> None:
+        """Say what the folder is about, or see that it is about this."""
+        held = sorted(path.name for path in self.folder.iterdir())
+        if any(self.cells.glob("*.safetensors")):
+            self._compare()
+        elif foreign := [name for name in held if name not in _BEGUN and name[0] != "."]:
+            expected = "a new or empty folder, or one of this sweep to go on with"
+            raise InputError(OUTPUT, expected, f"{self.folder}, which holds {foreign[0]}")
+        else:
+            write_json(self.folder / IDENTITY, self.identity)
+        self.cells.mkdir(exist_ok=True)
+        for left in (*self.folder.glob(".*.partial*"), *self.cells.glob("*.partial")):
+            left.unlink()  # of a run that was killed
+
     def _compare(self) -> None:
         path = self.folder / IDENTITY
         expected = "a folder of this volume and these settings, or a new one"
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(OUTPUT, expected, f"{path}, which is not JSON") from None
+        except (OSError, ValueError):
+            raise InputError(OUTPUT, expected, f"{path}, which cannot be read") from None
         found = _difference(begun, self.identity) if isinstance(begun, dict) else ("it", "", "")
         if found is not None:
             name, old, new = found
