@@ -22,14 +22,13 @@ from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.experiments_cuts import Cuts
 from microdiffusion_fast.experiments_figures import Scene, draw_gammas, draw_step_lengths
 from microdiffusion_fast.experiments_methods import (
-    Options,
-    Subject,
     Task,
     chain_names,
     gamma_tasks,
     step_length_tasks,
 )
 from microdiffusion_fast.experiments_store import Cell, Store, write_csv, write_file, write_json
+from microdiffusion_fast.experiments_subject import Options, Subject
 from microdiffusion_fast.info import machine, versions
 from microdiffusion_fast.progress import Progress, ProgressCallback, ProgressEvent
 from microdiffusion_fast.report_style import Page, save
@@ -255,7 +254,6 @@ def _scene(subject: Subject, cuts: Cuts, words: str, note: str) -> Scene:
     return Scene(
         truth=subject.truth,
         cuts=cuts,
-        intensity=subject.intensity,
         unit="voxels" if subject.voxel_size is None else "µm",
         title=f"{subject.name}: {words}",
         note=note,

@@ -82,7 +82,7 @@ def make_line(rows: Sequence[Row], across: str, *, schedule: str | None = None) 
         across: the column of the parameter.
         schedule: name of the gamma schedule, where the figure tells several apart.
     """
-    method = rows[0]["method"]
+    method: str = rows[0]["method"]
     strong = method in _STRONG
     ordered = sorted(rows, key=lambda row: row[across] or 0.0)
     places = () if ordered[0][across] is None else tuple(row[across] for row in ordered)

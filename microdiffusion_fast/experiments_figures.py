@@ -38,7 +38,6 @@ class Scene:
     Attributes:
         truth: [Z, Y, X].
         cuts: which images of it are shown.
-        intensity: the intensities shown black and white.
         unit: of the scale bars.
         title: headline.
         note: a line below it.
@@ -46,7 +45,6 @@ class Scene:
 
     truth: Volume
     cuts: Cuts
-    intensity: tuple[float, float]
     unit: str
     title: str
     note: str
@@ -76,8 +74,8 @@ def draw_step_lengths(
     own = {row["step_length"]: row for row in rows if row["method"] == method}
     columns = [
         _Column(
-            f"{own[length]['speed_up']}x faster",
-            f"step length {length}: {_score(own[length])}",
+            f"step length {length}",
+            f"{own[length]['speed_up']}x faster, {_psnr(own[length])}",
             images[length],
         )
         for length in _some(images)
@@ -118,7 +116,7 @@ def draw_gammas(
         if (row["method"], row["gamma_schedule"]) == (method, schedule)
     }
     columns = [
-        _Column(f"gamma {gamma:g}", _score(own[gamma]), images[gamma]) for gamma in _some(images)
+        _Column(f"gamma {gamma:g}", _psnr(own[gamma]), images[gamma]) for gamma in _some(images)
     ]
     columns.append(_Column("truth", "", scene.cuts.take(scene.truth), INK))
     page, top = _draw_images(scene, columns)
@@ -134,9 +132,8 @@ def draw_gammas(
     return page
 
 
-def _score(row: Row) -> str:
-    psnr = "identical" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
-    return f"{psnr}, SSIM {row['ssim']:.2f}"
+def _psnr(row: Row) -> str:
+    return "identical" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
 
 
 def _some(images: Mapping[Any, Any]) -> list[Any]:
@@ -163,7 +160,7 @@ def _draw_images(scene: Scene, columns: Sequence[_Column]) -> tuple[Page, float]
     top = _TOP
     for index, (name, (label, extent)) in enumerate(rows.items()):
         page.label(label, top, heights[name])
-        limits = contrast(whole[name]) if name.startswith("maximum") else scene.intensity
+        limits = contrast(whole[name])
         for place, column in enumerate(columns):
             axes = page.panel(place, top, heights[name])
             show(axes, column.images[name], extent, limits)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microdiffusion_fast import experiments_methods, metrics
+from microdiffusion_fast import experiments_methods, experiments_networks, metrics
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.experiments import Sweep, sweep_gamma, sweep_step_length
 from microdiffusion_fast.paper_unet import PaperConfig
@@ -117,8 +117,8 @@ def test_a_finished_sweep_computes_nothing(
     gammas: Sweep, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, scored = final(gammas.folder), without_clock(gammas.folder)
-    for name in ("reconstruct", "fit_inr", "adapt", "baselines"):
-        monkeypatch.setattr(experiments_methods, name, lambda *a, **k: pytest.fail("computed"))
+    for name in ("reconstruct", "fit_inr", "adapt"):
+        monkeypatch.setattr(experiments_networks, name, lambda *a, **k: pytest.fail("computed"))
     monkeypatch.setattr(experiments_methods, "baselines", lambda stack: dict.fromkeys(SIMPLE[:3]))
     again = sweep_gamma(truth, gammas.folder, **GAMMA)
     assert again.rows == gammas.rows
@@ -263,13 +263,13 @@ def test_the_adapted_denoiser_is_shared(
     """One adaptation for all gammas, and the same volume as if `reconstruct` had made its own."""
     tall = np.tile(truth, (2, 2, 2))[:, :32, :32]
     trained = []
-    real = experiments_methods.adapt
+    real = experiments_networks.adapt
 
     def adapt(*arguments: Any, **options: Any) -> Any:
         trained.append(options["options"].steps)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(experiments_methods, "adapt", adapt)
+    monkeypatch.setattr(experiments_networks, "adapt", adapt)
     short: dict[str, Any] = {"step_length": 2, "adapt_steps": 1, "inr_steps": 2}
     made = sweep_gamma(tall, tmp_path / "out", gammas=(0.1, 0.3), steps=1, **short)
     assert trained == [1]
@@ -286,9 +286,9 @@ def test_the_paper_preset_trains_at_every_gamma_and_resumes(
     truth: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = PaperConfig(channels=8, multipliers=(1, 2), blocks=1, groups=4)
-    real = experiments_methods._Checkpoint._recipe
+    real = experiments_networks.PaperNetwork._recipe
     recipe = lambda self: replace(real(self), network=small, batch=2)  # noqa: E731
-    monkeypatch.setattr(experiments_methods._Checkpoint, "_recipe", recipe)
+    monkeypatch.setattr(experiments_networks.PaperNetwork, "_recipe", recipe)
     options: dict[str, Any] = {
         "gammas": (0.0, 0.9),
         "step_length": 4,

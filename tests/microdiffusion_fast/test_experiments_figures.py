@@ -62,7 +62,7 @@ def test_any_number_of_columns(count: int, shape: tuple[int, int, int], tmp_path
 
     truth = np.random.default_rng(0).random(shape, dtype=np.float32)
     cuts = Cuts.of(truth, (2.0, 0.5, 0.5), (2, 12))
-    scene = figures.Scene(truth, cuts, (0.0, 1.0), "µm", "A title", "A note.")
+    scene = figures.Scene(truth, cuts, "µm", "A title", "A note.")
     gammas = [round(place / 11, 2) for place in range(count)]
     rows = [row("inr", None, None, 30.0), row("nearest", None, None, 30.0)]
     kinds = ("constant", "cosine")
