@@ -179,7 +179,7 @@ class Tile(NamedTuple):
     """One block of the volume: what it computes from what, and what it writes.
 
     Attributes:
-        index: place of the tile in the grid of the plan.
+        place: of the tile in the grid of the plan.
         core: voxels that it writes, whole shards; every voxel is in one core.
         state: voxels whose states are computed, around the core.
         read: projections (z) and pixels that are read.
@@ -187,7 +187,7 @@ class Tile(NamedTuple):
         windows: windows that the network sees.
     """
 
-    index: tuple[int, int, int]
+    place: tuple[int, int, int]
     core: Box
     state: Box
     read: Box
@@ -197,7 +197,10 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a volume, in the order z, y, x; see `plan_tiles`.
+    """The tiles of a volume, see `plan_tiles`, column after column: z changes fastest.
+
+    Within a column a tile reads only the projections that the one before it has not, so along z
+    every projection is read once.
 
     Attributes:
         shape: (Z, Y, X) of the volume.
@@ -239,16 +242,17 @@ class TilePlan:
     def __getitem__(self, number: int) -> Tile:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        _, tall, wide = self.grid
-        i, j, k = number // (tall * wide), number // wide % tall, number % wide
-        part, row, column = self.axial[i], self.lateral[0][j], self.lateral[1][k]
+        deep, _, wide = self.grid
+        column, i = divmod(number, deep)
+        j, k = divmod(column, wide)
+        z, y, x = self.axial[i], self.lateral[0][j], self.lateral[1][k]
         return Tile(
             (i, j, k),
-            Box(part.core, row.core, column.core),
-            Box(part.state, row.state, column.state),
-            Box(part.read, row.read, column.read),
-            part.outputs,
-            part.windows,
+            Box(z.core, y.core, x.core),
+            Box(z.state, y.state, x.state),
+            Box(z.read, y.read, x.read),
+            z.outputs,
+            z.windows,
         )
 
     def __iter__(self) -> Iterator[Tile]:
@@ -267,9 +271,10 @@ class TilePlan:
 
     @property
     def pixels_read(self) -> int:
-        """Pixels of projections that all tiles together read."""
+        """Pixels of projections that all tiles together read, one after the other."""
         rows, columns = (sum(p.read.length for p in parts) for parts in self.lateral)
-        return sum(part.read.length for part in self.axial) * rows * columns
+        deep = self.axial[-1].read.stop - self.axial[0].read.start
+        return deep * rows * columns
 
     @property
     def reread(self) -> float:

@@ -148,26 +148,22 @@ def fit_tiles(
 
 def predict(plan: TilePlan, footprint: Footprint, *, itemsize: int) -> Prediction:
     """Memory, traffic and arithmetic of a plan; `itemsize` is that of the stored projections."""
-    axes = (
-        _axial(plan.core[0], plan.windows, plan.reach),
-        *(
-            _lateral(core, size, plan.reach)
-            for core, size in zip(plan.core[1:], plan.shape[1:], strict=True)
-        ),
-    )
-    depth, height, width = plan.shape
-    whole = (
-        _axial(depth, plan.windows, plan.reach),
-        _lateral(height, height, plan.reach),
-        _lateral(width, width, plan.reach),
-    )
+
+    def axes(core: tuple[int, int, int]) -> tuple[_Axis, _Axis, _Axis]:
+        y, x = (
+            _lateral(step, size, plan.reach)
+            for step, size in zip(core[1:], plan.shape[1:], strict=True)
+        )
+        return _axial(core[0], plan.windows, plan.reach), y, x
+
+    parts = axes(plan.core)
     return Prediction(
         tiles=len(plan),
-        memory=int(_peak(*axes, footprint)),
+        memory=int(_peak(*parts, footprint)),
         bytes_in=plan.pixels_read * itemsize,
         bytes_out=math.prod(plan.shape) * 4,
         reread=plan.reread,
-        work=_work(*axes, footprint) / _work(*whole, footprint),
+        work=_work(*parts, footprint) / _work(*axes(plan.shape), footprint),
     )
 
 
