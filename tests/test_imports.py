@@ -47,7 +47,7 @@ LAYERS: list[set[str]] = [
     {"adaptation"},
     {"paper"},
     {"preset"},
-    {"reconstruct"},
+    {"reconstruct", "tile"},
     {"experiments", "distributed", "report", "integrations", "cli"},
 ]
 OUTERMOST = len(LAYERS) - 1
