@@ -12,7 +12,8 @@ from .denoiser import ALIGN, CONTEXT, Denoiser, Geometry
 from .forward_model import AxialProjection
 from .kernels.constants import constant
 from .schedule import NoiseLevel
-from .tiling import Reach, Span, Tile, Windows
+from .tiling import Reach, Tile
+from .tiling_windows import Span, Windows
 from .training_data import axial_spread
 
 

@@ -14,8 +14,9 @@ from .inference import from_network
 from .sampler import Chain
 from .schedule import NoiseLevel, SamplingPlan
 from .tile_denoiser import TileDenoiser, directions, reach_of, windows_of
-from .tiling import Reach, Tile, Windows
+from .tiling import Reach, Tile
 from .tiling_budget import Footprint
+from .tiling_windows import Windows
 
 
 @dataclass(frozen=True, eq=False)

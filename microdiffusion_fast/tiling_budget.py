@@ -10,7 +10,8 @@ from itertools import product
 from typing import NamedTuple
 
 from .errors import InputError
-from .tiling import Reach, TilePlan, Windows, axial_part, intervals, lateral_part, plan_tiles
+from .tiling import Reach, TilePlan, axial_part, intervals, lateral_part, plan_tiles
+from .tiling_windows import Windows
 
 CHUNK = (32, 128, 128)  # about 2 MB of float32, as `io_zarr` writes whole volumes
 SHARD_CHUNKS = 2  # chunks a shard has along each axis: 16 MB a file
@@ -95,14 +96,15 @@ def memory_bytes(memory: int | str) -> int:
 
 
 def default_layout(
-    shape: Sequence[int], stride: int
+    shape: Sequence[int], stride: int, chunks: Sequence[int] | None = None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Chunks and shards of an output: a function of the volume alone, not of the memory.
 
-    Their depth is a multiple of the stride, so that tiles end between windows.
+    The default depth is a multiple of the stride, so that tiles end between windows.
     """
-    deep = max(round(CHUNK[0] / stride), 1) * stride
-    chunks = [min(n, c) for n, c in zip(shape, (deep, *CHUNK[1:]), strict=True)]
+    if chunks is None:
+        chunks = (max(round(CHUNK[0] / stride), 1) * stride, *CHUNK[1:])
+    chunks = [min(n, c) for n, c in zip(shape, chunks, strict=True)]
     shards = [c * min(SHARD_CHUNKS, -(-n // c)) for n, c in zip(shape, chunks, strict=True)]
     return (chunks[0], chunks[1], chunks[2]), (shards[0], shards[1], shards[2])
 

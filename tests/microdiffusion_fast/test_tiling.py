@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from microdiffusion_fast.denoiser import ALIGN, CONTEXT
 from microdiffusion_fast.errors import InputError
-from microdiffusion_fast.tiling import Reach, Span, TilePlan, Windows, plan_tiles
+from microdiffusion_fast.tiling import Reach, TilePlan, plan_tiles
 from microdiffusion_fast.tiling_budget import (
     Footprint,
     default_layout,
@@ -21,6 +21,7 @@ from microdiffusion_fast.tiling_budget import (
     memory_bytes,
     predict,
 )
+from microdiffusion_fast.tiling_windows import Span, Windows
 
 REACH = Reach(halo=8, step=2, context=CONTEXT, align=ALIGN, steps=1)
 FOOTPRINT = Footprint(
