@@ -37,6 +37,7 @@ LAYERS: list[set[str]] = [
         "simulate",
         "simulation",
         "tiling",
+        "store",
     },
     {"sampler"},
     {"exact"},
@@ -48,6 +49,7 @@ LAYERS: list[set[str]] = [
     {"paper"},
     {"preset"},
     {"reconstruct", "tile"},
+    {"streaming"},
     {"experiments", "distributed", "report", "integrations", "cli"},
 ]
 OUTERMOST = len(LAYERS) - 1

@@ -1,0 +1,239 @@
+"""Projections that stay in their file, read block by block: Zarr, TIFF and NPY."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import io_tiff, io_zarr
+from .errors import InputError
+from .io_common import (
+    NAMESPACE,
+    VoxelSize,
+    as_path,
+    check_declared,
+    check_dtype,
+    check_volume_shape,
+    parse_extra,
+)
+from .io_output import is_zarr
+from .tiling_windows import Box, Span
+
+_ANY_SIZE = sys.maxsize  # nothing is allocated at the size of the file
+
+
+@dataclass(frozen=True, eq=False)
+class StoredStack:
+    """A stack of projections [K, Y, X] in a file.
+
+    Attributes:
+        path: the file, or the folder of the store.
+        shape: (K, Y, X).
+        dtype: of the file.
+        voxel_size: (z, y, x) in micrometres as the file states it, or None.
+        extra: metadata that `Projections.save` left.
+        load: gives the pixels of a box, in the dtype of the file.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    load: Callable[[Box], NDArray[Any]]
+    voxel_size: VoxelSize | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The pixels of a box, [k, y, x], in the dtype of the file.
+
+        Raises:
+            InputError: they cannot be read, or are not finite.
+        """
+        try:
+            data = np.ascontiguousarray(self.load(box), dtype=self.dtype.newbyteorder("="))
+        except Exception as error:  # corruption shows in a codec or a checksum
+            got = f"{self.path} ({error or type(error).__name__})"
+            raise InputError("path", "a complete file or store", got) from error
+        if data.dtype.kind == "f" and not np.isfinite(data).all():
+            first = np.argwhere(~np.isfinite(data))[0] + np.array(box.offset)
+            got = f"NaN or Inf at [k, y, x] = {first.tolist()}"
+            raise InputError("projections", "finite intensities", got)
+        return data
+
+    def fingerprint(self) -> str:
+        """A digest of the names, sizes and times of change of the files, not of their contents:
+        those may be terabytes."""
+        digest = hashlib.sha256()
+        for file in _files(self.path):
+            status = file.stat()
+            entry = (str(file.relative_to(self.path)), status.st_size, status.st_mtime_ns)
+            digest.update(repr(entry).encode())
+        return digest.hexdigest()
+
+
+class SlidingReader:
+    """Reads boxes one after the other, and what two neighbours along z share only once."""
+
+    def __init__(self, stack: StoredStack) -> None:
+        self.stack = stack
+        self.pixels = 0
+        self._box: Box | None = None
+        self._block: NDArray[Any] = np.empty((0, 0, 0), stack.dtype)
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """A float32 copy of the pixels of a box."""
+        known = self._box
+        start = box.z.start
+        if known is not None and known[1:] == box[1:] and known.z.start <= start <= known.z.stop:
+            kept = self._block[start - known.z.start : box.z.stop - known.z.start]
+        else:
+            kept = np.empty((0, *box.shape[1:]), self._block.dtype)
+        self._block = kept  # the rest of the old block may go before the new one comes
+        if len(kept) < box.z.length:
+            missing = box._replace(z=Span(start + len(kept), box.z.stop))
+            block = self.stack.read(missing)
+            self.pixels += block.size
+            self._block = np.concatenate([kept, block]) if len(kept) else block
+        self._box = box
+        return self._block.astype(np.float32)
+
+
+def open_stack(path: str | os.PathLike[str]) -> StoredStack:
+    """Open a stack of projections without reading it.
+
+    Args:
+        path: .tif, .tiff, .ome.tif(f), .npy, or the folder of a Zarr store (v2 or v3).
+
+    Raises:
+        InputError: naming `path`, for anything that is not one complete, single-channel stack.
+    """
+    source = as_path(path)
+    if not source.exists():
+        raise InputError("path", "an existing file or Zarr store", f"{source}, which is not there")
+    if source.is_dir():
+        if not is_zarr(source):
+            expected = "a file or Zarr store"
+            raise InputError("path", expected, f"{source}, a folder without Zarr metadata")
+        return _open_zarr(source)
+    if source.name.lower().endswith(".npy"):
+        return _open_npy(source)
+    if source.name.lower().endswith((".tif", ".tiff")):
+        return _open_tiff(source)
+    raise InputError("path", "a .tif, .tiff or .npy file or a Zarr store", str(source))
+
+
+def _open_zarr(path: Path) -> StoredStack:
+    io_zarr._refuse_links(path)
+    attributes, is_array = io_zarr._node(path)
+    folder, axes, scale = path, None, None
+    if not is_array:
+        folder, axes, scale = io_zarr._multiscale(path, attributes)
+    try:
+        array = io_zarr._open(folder)
+        io_zarr._check_array(array, path, _ANY_SIZE)
+        letters = io_zarr._letters(array, axes, folder)
+        kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]
+        shape = tuple(array.shape[i] for i in kept)
+        check_volume_shape(shape, "".join(letters[i] for i in kept), path)
+        io_zarr._refuse_missing(array, folder)
+    except InputError:
+        raise
+    except Exception as error:
+        got = f"{path} ({error or type(error).__name__})"
+        raise InputError("path", "a complete Zarr store", got) from error
+
+    def load(box: Box) -> NDArray[Any]:
+        selection: list[int | slice] = [0] * array.ndim
+        for axis, part in zip(kept, box.slices, strict=True):
+            selection[axis] = part
+        return np.asarray(array[tuple(selection)])
+
+    return StoredStack(
+        path,
+        (shape[0], shape[1], shape[2]),
+        np.dtype(array.dtype),
+        load,
+        io_zarr._voxel_size(axes, scale, path),
+        parse_extra(attributes.get(NAMESPACE)),
+    )
+
+
+def _open_npy(path: Path) -> StoredStack:
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")  # refuses pickles and short files
+    except Exception as error:
+        expected = "a complete NPY file of numbers (no pickled objects)"
+        raise InputError("path", expected, f"{path} ({error})") from error
+    check_dtype(mapped.dtype, "path", f" in {path}")
+    check_volume_shape(mapped.shape, "ZYX" if mapped.ndim == 3 else "Q" * mapped.ndim, path)
+    return StoredStack(
+        path,
+        (mapped.shape[0], mapped.shape[1], mapped.shape[2]),
+        mapped.dtype,
+        lambda box: np.array(np.lib.format.open_memmap(path, mode="r")[box.slices]),
+    )
+
+
+def _open_tiff(path: Path) -> StoredStack:
+    import tifffile
+
+    try:
+        with io_tiff._warnings() as warnings:
+            tif = tifffile.TiffFile(path, _multifile=False)
+            ome = io_tiff._check_ome(tif, path)
+            series = io_tiff._only_series(tif, path)
+            shape, axes = io_tiff._squeezed(series)
+            dtype, stored = np.dtype(series.dtype), path.stat().st_size
+            check_declared(shape, dtype, path=path, stored=stored, max_bytes=_ANY_SIZE)
+            io_tiff._check_complete(tif, series, stored, path)
+            check_volume_shape(shape, axes, path)
+            if ome is not None:
+                voxel_size, extra = io_tiff._ome_metadata(ome, path)
+            else:
+                voxel_size, extra = io_tiff._plain_metadata(tif, path)
+            load = _tiff_loader(tif, series, path, shape)
+            io_tiff._refuse_warnings(warnings, path)
+    except InputError:
+        raise
+    except Exception as error:  # a corrupt file can fail anywhere in the decoder
+        got = f"{path} ({error or type(error).__name__})"
+        raise InputError("path", "a complete TIFF file", got) from error
+    check_dtype(dtype, "path", f" in {path}")
+    return StoredStack(path, (shape[0], shape[1], shape[2]), dtype, load, voxel_size, extra)
+
+
+def _tiff_loader(
+    tif: Any, series: Any, path: Path, shape: tuple[int, ...]
+) -> Callable[[Box], NDArray[Any]]:
+    if series.dataoffset is not None:
+        dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
+        offset = int(series.dataoffset)
+        tif.close()
+        # mapped anew for each block: pages that were read do not stay in memory
+        return lambda box: np.array(
+            np.memmap(path, dtype, "r", offset, shape)[box.slices]  # type: ignore[call-overload]
+        )
+    import zarr
+
+    # compressed: tifffile decodes the strips or tiles that a block touches
+    array = zarr.open_array(series.aszarr(), mode="r")
+    if array.shape != shape:
+        raise InputError("path", f"{shape} voxels", f"{array.shape} in {path}")
+    return lambda box: np.asarray(array[box.slices])
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(folder, name)
