@@ -1,0 +1,266 @@
+"""A volume that is written shard by shard, survives a kill, and appears only when complete.
+
+While it is written it lies in a hidden folder beside its final place:
+
+    .NAME.partial/run.json      what run it is; written last of all that a run begins with
+    .NAME.partial/image/        the NGFF 0.5 image
+    .NAME.partial/receipts/     one file a finished shard, written after its data
+
+Each file is written under another name, flushed to disk and renamed, so it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .io_common import NAMESPACE, VoxelSize, load_json, parse_extra
+from .io_output import _replace_folder, is_zarr, prepare_output
+from .io_zarr import _node
+from .tiling_windows import Box
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the output lies on disk: (z, y, x) voxels of the volume, of a chunk and of a shard."""
+
+    shape: tuple[int, int, int]
+    chunks: tuple[int, int, int]
+    shards: tuple[int, int, int]
+
+
+class OutputStore:
+    """The output of one run, begun or taken up again; a context, for only one process at a time.
+
+    Args:
+        path: of the finished Zarr store.
+        layout: sizes.
+        run: what makes two runs the same one: JSON values by name, kept in the attributes of the
+            image. A run that was begun is taken up if they are equal, and refused otherwise.
+        voxel_size: (z, y, x) in micrometres.
+        resume: False begins anew.
+        overwrite: replace a finished volume, once the new one is complete.
+
+    Raises:
+        InputError: the place cannot be written, another run was begun there, or one is at work.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layout: Layout,
+        run: dict[str, Any],
+        *,
+        voxel_size: VoxelSize | None,
+        resume: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
+        self.layout = layout
+        self.folder = self.target.with_name(f".{self.target.name}.partial")
+        self.image, self.receipts = self.folder / "image", self.folder / "receipts"
+        self.run = json.loads(json.dumps(run))
+        with _place(self.target):
+            self.folder.mkdir(exist_ok=True)
+            self._lock = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._lock)
+                expected = "a volume that no other process is writing"
+                raise InputError("output", expected, str(self.target)) from None
+            try:
+                self._begin(voxel_size, resume=resume)
+            except BaseException:
+                self.close()
+                raise
+
+    def _begin(self, voxel_size: VoxelSize | None, *, resume: bool) -> None:
+        record = self.folder / "run.json"
+        if resume and record.is_file() and self.image.is_dir():
+            _refuse_another(load_json(record), self.run, self.target)
+            for stray in self.image.rglob("*.partial"):  # of a kill within a write
+                stray.unlink()
+        else:
+            record.unlink(missing_ok=True)  # first: what is left of a run that is being removed
+            for entry in self.folder.iterdir():  # would not be taken for a run
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self.receipts.mkdir()
+            self._create(voxel_size)
+            write_durably(record, json.dumps(self.run, indent=1).encode())
+        self._array = _open_array(self.image / "0", mode="r+")
+
+    def __enter__(self) -> OutputStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process write here; what is finished stays."""
+        os.close(self._lock)
+
+    def has(self, shard: Box) -> bool:
+        """Whether a shard is finished: it has its receipt, and the size that the receipt says."""
+        receipt = self._receipt(shard)
+        if not receipt.is_file():
+            return False
+        with suppress(OSError, InputError):
+            return self._file(shard).stat().st_size == load_json(receipt).get("bytes")
+        return False
+
+    def write(self, core: Box, data: NDArray[Any], shards: Iterator[Box]) -> None:
+        """Write the voxels of `core`, which are the given shards, and then their receipts.
+
+        Raises:
+            InputError: there is no room, or the place cannot be written.
+        """
+        written = list(shards)
+        with _place(self.target):
+            for shard in written:
+                self._array[shard.slices] = data[shard.within(core)]
+            for shard in written:
+                _flush(self._file(shard))
+            for folder in {self._file(shard).parent for shard in written}:
+                while folder != self.image:
+                    _flush(folder)
+                    folder = folder.parent
+            for shard in written:
+                size = self._file(shard).stat().st_size
+                record = {"voxels": [list(span) for span in shard], "bytes": size}
+                write_durably(self._receipt(shard), json.dumps(record).encode())
+
+    def finish(self, metadata: dict[str, Any]) -> Path:
+        """Put the complete volume in its place, with metadata and the run in its attributes.
+
+        Raises:
+            InputError: a shard is missing, or the place cannot be written.
+        """
+        counts = [-(-n // s) for n, s in zip(self.layout.shape, self.layout.shards, strict=True)]
+        done = sum(1 for _ in self.receipts.glob("*.json"))
+        if done != math.prod(counts):
+            raise InputError("output", f"all {math.prod(counts):,} shards", f"{done:,}")
+        import zarr
+
+        with _place(self.target):
+            group = zarr.open_group(self.image, mode="r+")
+            group.attrs[NAMESPACE] = {**metadata, "run": self.run}
+            _flush(self.image / "zarr.json")
+            _flush(self.image)
+            old = self.folder / "old"
+            _replace_folder(self.image, self.target, old)
+            _flush(self.target.parent)
+            shutil.rmtree(self.folder)
+        return self.target
+
+    def _index(self, shard: Box) -> tuple[int, ...]:
+        return tuple(n // s for n, s in zip(shard.offset, self.layout.shards, strict=True))
+
+    def _file(self, shard: Box) -> Path:
+        return self.image / "0" / self._array.metadata.encode_chunk_key(self._index(shard))
+
+    def _receipt(self, shard: Box) -> Path:
+        return self.receipts / ("{}.{}.{}.json".format(*self._index(shard)))
+
+    def _create(self, voxel_size: VoxelSize | None) -> None:
+        import zarr
+        from zarr.codecs import ZstdCodec
+
+        unit = {} if voxel_size is None else {"unit": "micrometer"}
+        transforms = [{"type": "scale", "scale": list(voxel_size or (1.0, 1.0, 1.0))}]
+        image = {
+            "name": self.target.name.removesuffix(".zarr").removesuffix(".ome"),
+            "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
+            "datasets": [{"path": "0", "coordinateTransformations": transforms}],
+        }
+        attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
+        group = zarr.open_group(self.image, mode="w-", zarr_format=3, attributes=attributes)
+        group.create_array(
+            "0",
+            shape=self.layout.shape,
+            dtype="float32",
+            chunks=self.layout.chunks,
+            shards=self.layout.shards,
+            # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
+            compressors=ZstdCodec(level=3, checksum=True),
+            fill_value=float("nan"),  # what was never written shows
+            dimension_names=["z", "y", "x"],
+            config={"write_empty_chunks": True},
+        )
+        for file in sorted(self.image.rglob("zarr.json")):
+            _flush(file)
+            _flush(file.parent)
+
+
+def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
+    """Whether the volume at `path` is the complete result of this run."""
+    target = Path(path).resolve()
+    if not is_zarr(target):
+        return False
+    attributes, _ = _node(target)
+    stored = parse_extra(attributes.get(NAMESPACE)).get("run")
+    return bool(stored == json.loads(json.dumps(run)))
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and have it on disk when this returns."""
+    part = path.with_name(path.name + ".new")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or the entries of a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_array(folder: Path, *, mode: Any) -> Any:
+    import zarr
+
+    return zarr.open_array(folder, mode=mode, zarr_format=3, config={"write_empty_chunks": True})
+
+
+def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:
+    names = sorted({*begun, *run})
+    other = [name for name in names if begun.get(name) != run.get(name)]
+    if other:
+        shown = ", ".join(
+            f"{name} {_short(begun.get(name))} instead of {_short(run.get(name))}" for name in other
+        )
+        expected = f"the run that was begun for {target.name} (resume=False begins anew)"
+        raise InputError("resume", expected, f"one with {shown}")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextmanager
+def _place(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        expected = "a place that can be written and has room"
+        raise InputError(
+            "output", expected, f"{target} ({error.strerror or error}); what is finished is kept"
+        ) from error

@@ -1,0 +1,97 @@
+"""Whether a stored volume is what was written: every shard there, every bit right, no NaN."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import io_zarr
+from .errors import InputError
+from .io_common import as_path
+from .io_output import is_zarr
+from .progress import Progress, ProgressCallback
+
+LISTED = 20  # faults that are named; the others are counted
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        shards: files that the array should have.
+        missing: how many of them are not there.
+        damaged: how many cannot be decoded: their checksum, or the index of their chunks, is wrong.
+        unwritten: voxels that are NaN or infinite, as those of a chunk that was never written are.
+        faults: one line for each of the first faults.
+    """
+
+    shards: int
+    missing: int = 0
+    damaged: int = 0
+    unwritten: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not (self.missing or self.damaged or self.unwritten)
+
+    def _fault(self, line: str) -> None:
+        if len(self.faults) < LISTED:
+            self.faults.append(line)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    callback: ProgressCallback | None = None,
+) -> Verification:
+    """Read every shard of a Zarr volume and check it, one at a time.
+
+    Chunks that this package writes have checksums; in stores from elsewhere a flipped bit may
+    decode to a wrong voxel, and a chunk that is not there may be meant as zeros.
+
+    Args:
+        path: the folder of a Zarr store.
+
+    Raises:
+        InputError: no Zarr store with a readable description.
+    """
+    source = as_path(path)
+    if not is_zarr(source):
+        raise InputError("path", "a Zarr store", f"{source}, which is none")
+    attributes, is_array = io_zarr._node(source)
+    folder = source if is_array else io_zarr._multiscale(source, attributes)[0]
+    try:
+        array = io_zarr._open(folder)
+        stored = array.shards or array.chunks
+        grid = [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
+    except Exception as error:
+        got = f"{source} ({error or type(error).__name__})"
+        raise InputError("path", "a Zarr store with a readable description", got) from error
+    found = Verification(math.prod(grid))
+    with Progress("verify", found.shards, enabled=progress, callback=callback, unit="shard") as bar:
+        for index in np.ndindex(*grid):
+            key = array.metadata.encode_chunk_key(index)
+            if not (folder / key).is_file():
+                found.missing += 1
+                found._fault(f"{key}: missing")
+            else:
+                start = [i * c for i, c in zip(index, stored, strict=True)]
+                part = tuple(slice(a, a + c) for a, c in zip(start, stored, strict=True))
+                try:
+                    data = np.asarray(array[part])
+                except Exception as error:  # whatever a codec makes of wrong bytes
+                    found.damaged += 1
+                    found._fault(f"{key}: damaged ({error or type(error).__name__})")
+                else:
+                    bad = int((~np.isfinite(data)).sum()) if data.dtype.kind == "f" else 0
+                    found.unwritten += bad
+                    if bad:
+                        found._fault(f"{key}: {bad:,} voxels are NaN or infinite")
+            bar.advance(1)
+    return found

@@ -1,0 +1,203 @@
+"""The output: whole or not at all, resumable, and every fault of a stored volume is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.store_output import Layout, OutputStore, is_finished
+from microdiffusion_fast.store_verify import LISTED, verify
+from microdiffusion_fast.tiling_windows import Box, Span
+
+LAYOUT = Layout((12, 20, 30), (3, 8, 8), (6, 16, 16))
+DATA = np.random.default_rng(0).random(LAYOUT.shape).astype(np.float32)
+RUN: dict[str, Any] = {"seed": 0, "weights": (0.5, 0.5), "input": "abc"}
+
+
+def boxes() -> list[Box]:
+    def spans(size: int, step: int) -> list[Span]:
+        return [Span(a, min(a + step, size)) for a in range(0, size, step)]
+
+    z, y, x = (spans(n, s) for n, s in zip(LAYOUT.shape, LAYOUT.shards, strict=True))
+    return [Box(a, b, c) for a in z for b in y for c in x]
+
+
+def store_at(path: Path, run: dict[str, Any] = RUN, **options: Any) -> OutputStore:
+    return OutputStore(path, LAYOUT, run, voxel_size=(1.0, 0.5, 0.5), **options)
+
+
+def fill(store: OutputStore, shards: list[Box]) -> None:
+    for box in shards:
+        store.write(box, DATA[box.slices], iter([box]))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    path = tmp_path / "v.ome.zarr"
+    with store_at(path) as store:
+        fill(store, boxes())
+        store.finish({"kind": "test"})
+    return path
+
+
+def test_a_volume_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "v.ome.zarr"
+    with store_at(path) as store:
+        fill(store, boxes()[:-1])
+        with pytest.raises(InputError, match="^output: expected all 8 shards, got 7"):
+            store.finish({})
+        assert not path.exists()
+        fill(store, boxes()[-1:])
+        store.finish({"kind": "test"})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.ome.zarr"]
+    image = read_volume(path)
+    np.testing.assert_array_equal(image.data, DATA)
+    assert image.voxel_size == (1.0, 0.5, 0.5)
+    assert image.extra["kind"] == "test"
+    array = zarr.open_array(path / "0", mode="r")
+    assert (array.chunks, array.shards) == (LAYOUT.chunks, LAYOUT.shards)
+    assert np.isnan(array.fill_value)
+    assert verify(path).ok and verify(path).shards == 8
+    assert is_finished(path, RUN) and not is_finished(path, {**RUN, "seed": 1})
+
+
+def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "v.ome.zarr"
+    first, second, *others = boxes()
+    with store_at(path) as store:
+        fill(store, [first, second])
+        # as if killed between data and receipt, and within a write
+        (store.receipts / "0.0.1.json").unlink()
+        (store.image / "0" / "c" / "x.partial").write_bytes(b"half")
+    with store_at(path) as store:
+        assert store.has(first) and not store.has(second)
+        assert not list(store.image.rglob("*.partial"))
+        fill(store, [second, *others])
+        store.finish({})
+    np.testing.assert_array_equal(read_volume(path).data, DATA)
+
+
+def test_a_receipt_without_its_data_does_not_count(tmp_path: Path) -> None:
+    with store_at(tmp_path / "v.zarr") as store:
+        first, second, *_ = boxes()
+        fill(store, [first, second])
+        store._file(first).unlink()
+        store._file(second).write_bytes(b"short")
+        assert not store.has(first) and not store.has(second)
+
+
+def test_another_run_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
+    path = tmp_path / "v.zarr"
+    with store_at(path) as store:
+        fill(store, boxes()[:1])
+    with pytest.raises(InputError, match=r'^resume: .* got one with input "abc" instead of "new"'):
+        store_at(path, {**RUN, "input": "new"})
+    with store_at(path, {**RUN, "input": "new"}, resume=False) as store:
+        assert not store.has(boxes()[0])
+
+
+def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
+    folder = tmp_path / ".v.zarr.partial"
+    (folder / "image" / "0").mkdir(parents=True)
+    with store_at(tmp_path / "v.zarr") as store:
+        fill(store, boxes())
+        store.finish({})
+    assert verify(tmp_path / "v.zarr").ok
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with store_at(tmp_path / "v.zarr"):
+        with pytest.raises(InputError, match="no other process is writing"):
+            store_at(tmp_path / "v.zarr")
+    store_at(tmp_path / "v.zarr").close()
+
+
+def test_an_old_volume_stays_until_the_new_one_is_complete(finished: Path) -> None:
+    with pytest.raises(InputError, match="which exists"):
+        store_at(finished)
+    with store_at(finished, {"seed": 1}, overwrite=True) as store:
+        for box in boxes():
+            assert is_finished(finished, RUN)
+            store.write(box, 2 * DATA[box.slices], iter([box]))
+        store.finish({})
+    np.testing.assert_array_equal(read_volume(finished).data, 2 * DATA)
+    assert [entry.name for entry in finished.parent.iterdir()] == [finished.name]
+
+
+def test_flipped_bits_are_found(finished: Path) -> None:
+    rng = np.random.default_rng(1)
+    shards = sorted(file for file in (finished / "0" / "c").rglob("*") if file.is_file())
+    for _ in range(25):
+        shard = shards[int(rng.integers(len(shards)))]
+        whole = shard.read_bytes()
+        flipped = bytearray(whole)
+        flipped[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(bytes(flipped))
+        found = verify(finished)
+        assert found.damaged == 1 and found.missing == 0, found
+        assert "damaged" in found.faults[0]
+        shard.write_bytes(whole)
+    assert verify(finished).ok
+
+
+def test_missing_and_unwritten_are_found(finished: Path) -> None:
+    first, second, *_ = sorted(file for file in (finished / "0" / "c").rglob("*") if file.is_file())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:100])
+    array = zarr.open_array(finished / "0", mode="r+")
+    array[11, 19, 29] = np.nan
+    found = verify(finished)
+    assert (found.missing, found.damaged, found.unwritten, found.ok) == (1, 1, 1, False)
+    assert len(found.faults) == 3
+    shutil.rmtree(finished / "0" / "c")
+    found = verify(finished)
+    assert found.missing == 8 and len(found.faults) == min(8, LISTED)
+
+
+def test_what_is_no_store(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(InputError, match="^path: expected a Zarr store"):
+        verify(tmp_path)
+    description = finished / "0" / "zarr.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "shape": "x"}))
+    with pytest.raises(InputError, match="^path: expected a Zarr store with a readable"):
+        verify(finished)
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    """A limit on file sizes stands for it: writing fails with an OSError in the same place."""
+    code = f"""
+import importlib.util, resource, signal, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("t", {str(Path(__file__))!r})
+t = importlib.util.module_from_spec(spec); sys.modules["t"] = t; spec.loader.exec_module(t)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with t.store_at(Path({str(tmp_path)!r}) / "v.zarr") as store:
+    t.fill(store, t.boxes()[:1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        t.fill(store, t.boxes()[1:])
+    except t.InputError as error:
+        print(error)
+    print(store.has(t.boxes()[0]), store.has(t.boxes()[1]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    line, state = result.stdout.splitlines()
+    assert line.startswith("output: expected a place that can be written and has room")
+    assert "what is finished is kept" in line
+    assert state == "True False"
+    with store_at(tmp_path / "v.zarr") as store:
+        fill(store, boxes()[1:])
+        store.finish({})
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.zarr").data, DATA)
