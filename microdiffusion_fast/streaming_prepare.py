@@ -1,0 +1,136 @@
+"""What a streamed reconstruction finds out once, before its tiles: geometry, range and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .adaptation import AdaptOptions
+from .adaptation import adapt as adapt_to
+from .denoiser import Denoiser, load_denoiser, save_denoiser
+from .errors import InputError
+from .forward_model import AxialProjection
+from .io_common import Image, load_json
+from .progress import ProgressCallback
+from .projections import Projections, _merge, _stored
+from .reconstruct import noise_to_signal
+from .store_output import write_durably
+from .store_source import StoredStack
+from .tile_survey import lesson, survey
+
+
+def stack_geometry(
+    stack: StoredStack,
+    *,
+    step_length: int | None,
+    stride: int | None,
+    weights: Sequence[float] | None,
+    start: int | None,
+    depth: int | None,
+    voxel_size: Sequence[float] | None,
+) -> Projections:
+    """The geometry of a stored stack, by the rules of `Projections.from_any`.
+
+    It comes as `Projections` whose images, 8 x 8 pixels that stand for those in the file, nobody
+    looks at.
+    """
+    given = {
+        "step_length": step_length,
+        "stride": stride,
+        "weights": weights,
+        "start": start,
+        "depth": depth,
+    }
+    stored, size, _ = _stored(Image(np.empty(0), extra=stack.extra))
+    merged = _merge(given, stored)
+    if merged["step_length"] is None:
+        expected = "the number of slices in one projection (--step-length N)"
+        raise InputError("step_length", expected, f"none given and none stored in {stack.path}")
+    if min(stack.shape[1:]) < 8:
+        raise InputError("projections", "at least 8 x 8 pixels", f"shape {stack.shape}")
+    stand_in = torch.arange(64.0).view(1, 8, 8).expand(stack.shape[0], 8, 8)
+    size = size if voxel_size is None else tuple(voxel_size)  # type: ignore[assignment]
+    made = Projections(stand_in, **merged, voxel_size=size, source=str(stack.path))
+    if size is None and stack.voxel_size is not None:
+        z, y, x = stack.voxel_size
+        return replace(made, voxel_size=(z / made.stride, y, x))
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is found out about a stack once, before its tiles, and kept for a resumed run."""
+
+    denoiser: Denoiser
+    low: float
+    high: float
+    axial_blur: float
+    noise_to_signal: float | None
+    evidence: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        save_denoiser(folder / "network.safetensors", self.denoiser)
+        values = {name: value for name, value in vars(self).items() if name != "denoiser"}
+        write_durably(folder / "prepared.json", json.dumps(values).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared | None:
+        """What a run that was begun has found out, None where it has not."""
+        if not (folder / "prepared.json").is_file():
+            return None
+        return cls(
+            denoiser=load_denoiser(folder / "network.safetensors"),
+            **load_json(folder / "prepared.json"),
+        )
+
+
+def prepare(
+    stack: StoredStack,
+    geometry: Projections,
+    network: Denoiser,
+    *,
+    axial_blur: float | None,
+    soft: bool,
+    train: bool,
+    options: AdaptOptions,
+    seed: int,
+    progress: bool,
+    callback: ProgressCallback | None,
+) -> Prepared:
+    """Intensity range, noise and weights: functions of the stack and the seed, not of its tiles."""
+    found = survey(stack, seed=seed)
+    images = lesson(stack, found)
+    operator = geometry.operator
+    if len(images) < operator.count:  # a stack of its own
+        operator = AxialProjection(
+            (len(images) - 1) * operator.stride + operator.step_length,
+            operator.step_length,
+            stride=operator.stride,
+            weights=operator.weights,
+        )
+    adapted = adapt_to(
+        network,
+        images,
+        operator,
+        voxel_size=geometry.voxel_size,
+        axial_blur=axial_blur,
+        train=train,
+        options=options,
+        seed=seed,
+        progress=progress,
+        callback=callback,
+    )
+    return Prepared(
+        adapted.denoiser,
+        found.low,
+        found.high,
+        adapted.axial_blur,
+        noise_to_signal(images, operator) if soft else None,
+        {"accepted": adapted.accepted, **adapted.evidence},
+    )

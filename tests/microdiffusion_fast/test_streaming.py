@@ -1,0 +1,209 @@
+"""From disk to disk: equal to memory, for any budget, and to an uninterrupted run after kills."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from microdiffusion_fast import reconstruct
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.forward_model import AxialProjection
+from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.progress import Cancelled, ProgressEvent
+from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.store_verify import verify
+from microdiffusion_fast.streaming import stream_reconstruct
+
+CHUNKS = (6, 8, 8)
+SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
+STEP, SHAPE = 4, (25, 28, 24)  # a slice is left over; no size is a multiple of the shards'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stack of projections and a small network, none of whose layers is zero."""
+    folder = tmp_path_factory.mktemp("streaming")
+    generator = torch.Generator().manual_seed(0)
+    volume = 1000 * torch.rand(SHAPE, generator=generator)
+    operator = AxialProjection(SHAPE[0], STEP)
+    Projections(
+        operator(volume), step_length=STEP, depth=SHAPE[0], voxel_size=(0.6, 0.5, 0.5)
+    ).save(folder / "p.ome.zarr")
+    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+    save_denoiser(folder / "network.safetensors", denoiser)
+    return folder
+
+
+def stream(folder: Path, output: Path, **options: Any) -> Any:
+    chosen: dict[str, Any] = {
+        "denoiser": folder / "network.safetensors",
+        "adapt": False,
+        "chunks": CHUNKS,
+        "memory": SMALL,
+    }
+    return stream_reconstruct(folder / "p.ome.zarr", output, **(chosen | options))
+
+
+def digest(store: Path) -> str:
+    """Of every file of a store."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in store.rglob("*") if file.is_file()):
+        found.update(str(file.relative_to(store)).encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_the_result_is_that_in_memory(folder: Path, tmp_path: Path, steps: int | None) -> None:
+    memory = SMALL if steps is None else "64.76MiB"
+    done = stream(folder, tmp_path / "v.ome.zarr", steps=steps, memory=memory)
+    assert done.tiles > 2
+    stack = Projections.from_any(folder / "p.ome.zarr")
+    operator = stack.operator
+    expected = reconstruct(
+        stack,
+        steps=steps,
+        adapt=False,
+        denoiser=folder / "network.safetensors",
+        prior=operator.consistent(operator.interpolate(stack.images), stack.images),
+    )
+    low, high = expected.parameters["intensity_range"]
+    image = read_volume(tmp_path / "v.ome.zarr")
+    assert np.abs(image.data - expected.volume).max() <= 1e-5 * (high - low)
+    assert image.voxel_size == (0.6, 0.5, 0.5)
+    assert image.extra["parameters"]["intensity_range"] == [low, high]
+    assert verify(tmp_path / "v.ome.zarr").ok
+
+
+def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path: Path) -> None:
+    small = stream(folder, tmp_path / "a.zarr")
+    large = stream(folder, tmp_path / "b.zarr", memory="1GiB")
+    assert small.tiles > large.tiles == 1
+    assert large.pixels_read == 6 * 28 * 24
+    assert small.pixels_read == pytest.approx(small.prediction.reread * large.pixels_read)
+    a, b = (read_volume(tmp_path / name).data for name in ("a.zarr", "b.zarr"))
+    assert np.abs(a - b).max() <= 1e-5 * (b.max() - b.min())
+    with pytest.raises(InputError, match="^memory: expected at least"):
+        stream(folder, tmp_path / "c.zarr", memory="1MiB")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_adaptation_is_done_once(folder: Path, tmp_path: Path) -> None:
+    """A cancelled run keeps its weights: the next goes on with the tiles."""
+    stages: list[str] = []
+
+    def watch(event: ProgressEvent) -> bool:
+        stages.append(event.stage)
+        return not (event.stage == "reconstruct" and event.done == 2)
+
+    options: dict[str, Any] = {"adapt": True, "adapt_steps": 2, "callback": watch}
+    with pytest.raises(Cancelled):
+        stream(folder, tmp_path / "v.zarr", **options)
+    assert "adapt to the stack" in stages
+    stages.clear()
+    options["callback"] = lambda event: stages.append(event.stage)
+    done = stream(folder, tmp_path / "v.zarr", **options)
+    assert done.resumed == 2 and set(stages) == {"reconstruct"}
+    stream(folder, tmp_path / "w.zarr", **{**options, "callback": None})
+    assert digest(tmp_path / "v.zarr" / "0") == digest(tmp_path / "w.zarr" / "0")
+
+
+def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Path) -> None:
+    def after_one(event: ProgressEvent) -> bool:
+        return event.stage != "reconstruct"
+
+    with pytest.raises(Cancelled):
+        stream(folder, tmp_path / "v.zarr", callback=after_one)
+    with pytest.raises(InputError, match="^resume: .* got one with seed 0 instead of 1"):
+        stream(folder, tmp_path / "v.zarr", seed=1)
+    chunk = next(file for file in (folder / "p.ome.zarr").rglob("c/**/*") if file.is_file())
+    before = chunk.stat().st_mtime_ns
+    os.utime(chunk, ns=(0, 0))
+    with pytest.raises(InputError, match="^resume: .* got one with input"):
+        stream(folder, tmp_path / "v.zarr")
+    os.utime(chunk, ns=(before, before))
+    assert stream(folder, tmp_path / "v.zarr").resumed == 1
+    again = stream(folder, tmp_path / "v.zarr")
+    assert again.tiles == 0  # complete already
+    with pytest.raises(InputError, match="which exists"):
+        stream(folder, tmp_path / "v.zarr", seed=1)
+
+
+def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.random.default_rng(0).random((4, 20, 20)))
+    for options, argument in (
+        ({}, "step_length"),
+        ({"step_length": 4, "depth": 90}, "projections"),
+        ({"step_length": 4, "memory": "much"}, "memory"),
+        ({"step_length": 4, "weights": [1.0, 1.0]}, "weights"),
+    ):
+        with pytest.raises(InputError) as caught:
+            stream_reconstruct(tmp_path / "p.npy", tmp_path / "v.zarr", **options)  # type: ignore[arg-type]
+        assert caught.value.argument == argument
+        assert "\n" not in str(caught.value)
+
+
+KILLED = """
+    # Everything is imported once; each attempt is a fork that is killed.
+    import os, random, signal, sys, time
+    from pathlib import Path
+    import zarr
+    from zarr.codecs import ZstdCodec
+    import torch
+    from microdiffusion_fast.streaming import stream_reconstruct
+
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    seed, kills = int(sys.argv[3]), int(sys.argv[4])
+    rng = random.Random(seed)
+    longest = float(sys.argv[5])
+    for attempt in range(kills + 1):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            stream_reconstruct(
+                folder / "p.ome.zarr", output, denoiser=folder / "network.safetensors",
+                adapt=False, chunks=(6, 8, 8), memory="64.5MiB",
+            )
+            os._exit(0)
+        if attempt < kills:
+            time.sleep(rng.uniform(0, longest))
+            print(output.exists(), flush=True)
+            os.kill(child, signal.SIGKILL)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+    print("attempts", attempt + 1)
+"""
+
+
+def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
+    """The bits of an uninterrupted run, and no name before the volume is complete."""
+    whole, output = tmp_path / "whole.zarr", tmp_path / "v.zarr"
+    seconds = stream(folder, whole).seconds
+    seed, kills = int(os.environ.get("KILL_SEED", "1")), int(os.environ.get("KILLS", "5"))
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), folder, output, str(seed), str(kills),
+         str(2 * seconds / kills)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    *seen, attempts = result.stdout.splitlines()
+    assert "True" not in seen[:-1]
+    assert int(attempts.split()[1]) >= 3, result.stdout
+    image, expected = read_volume(output), read_volume(whole)
+    np.testing.assert_array_equal(image.data, expected.data)
+    assert verify(output).ok
+    assert {entry.name for entry in tmp_path.iterdir()} == {"whole.zarr", "v.zarr"}
+    assert digest(output / "0") == digest(whole / "0")
