@@ -166,10 +166,8 @@ KILLED = """
     from microdiffusion_fast.streaming import stream_reconstruct
 
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    seed, kills = int(sys.argv[3]), int(sys.argv[4])
-    rng = random.Random(seed)
-    longest = float(sys.argv[5])
-    for attempt in range(kills + 1):
+    rng, longest = random.Random(sys.argv[3]), float(sys.argv[4])
+    for attempt in range(20):
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)
@@ -178,13 +176,13 @@ KILLED = """
                 adapt=False, chunks=(6, 8, 8), memory="64.5MiB",
             )
             os._exit(0)
-        if attempt < kills:
-            time.sleep(rng.uniform(0, longest))
-            print(output.exists(), flush=True)
-            os.kill(child, signal.SIGKILL)
+        time.sleep(rng.uniform(0, longest))
+        longest *= 1.5  # the last attempts get through
+        os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0:
             break
-    print("attempts", attempt + 1)
+        print(output.exists(), flush=True)
+    print("kills", attempt)
 """
 
 
@@ -192,16 +190,16 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
     """The bits of an uninterrupted run, and no name before the volume is complete."""
     whole, output = tmp_path / "whole.zarr", tmp_path / "v.zarr"
     seconds = stream(folder, whole).seconds
-    seed, kills = int(os.environ.get("KILL_SEED", "1")), int(os.environ.get("KILLS", "5"))
+    seed = os.environ.get("KILL_SEED", "1")
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), folder, output, str(seed), str(kills),
-         str(2 * seconds / kills)],
+        [sys.executable, "-c", textwrap.dedent(KILLED), folder, output, seed, str(0.6 * seconds)],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    *seen, attempts = result.stdout.splitlines()
-    assert "True" not in seen[:-1]
-    assert int(attempts.split()[1]) >= 3, result.stdout
+    *seen, kills = result.stdout.splitlines()
+    assert "True" not in seen[:-1]  # the last may have hit the removal of what a run leaves
+    assert int(kills.split()[1]) >= 2, result.stdout
+    print(kills)
     image, expected = read_volume(output), read_volume(whole)
     np.testing.assert_array_equal(image.data, expected.data)
     assert verify(output).ok
