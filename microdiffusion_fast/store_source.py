@@ -32,12 +32,13 @@ _ANY_SIZE = sys.maxsize  # nothing is allocated at the size of the file
 
 @dataclass(frozen=True, eq=False)
 class StoredStack:
-    """A stack of projections [K, Y, X] in a file.
+    """A stack of projections [K, Y, X], or a volume [Z, Y, X], in a file.
 
     Attributes:
         path: the file, or the folder of the store.
         shape: (K, Y, X).
         dtype: of the file.
+        together: images that lie in one chunk of the file, and are best read together.
         voxel_size: (z, y, x) in micrometres as the file states it, or None.
         extra: metadata that `Projections.save` left.
         load: gives the pixels of a box, in the dtype of the file.
@@ -47,6 +48,7 @@ class StoredStack:
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     load: Callable[[Box], NDArray[Any]]
+    together: int = 1
     voxel_size: VoxelSize | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -63,8 +65,8 @@ class StoredStack:
             raise InputError("path", "a complete file or store", got) from error
         if data.dtype.kind == "f" and not np.isfinite(data).all():
             first = np.argwhere(~np.isfinite(data))[0] + np.array(box.offset)
-            got = f"NaN or Inf at [k, y, x] = {first.tolist()}"
-            raise InputError("projections", "finite intensities", got)
+            got = f"NaN or Inf at {first.tolist()} of {self.path}"
+            raise InputError("path", "finite intensities", got)
         return data
 
     def fingerprint(self) -> str:
@@ -160,6 +162,7 @@ def _open_zarr(path: Path) -> StoredStack:
         (shape[0], shape[1], shape[2]),
         np.dtype(array.dtype),
         load,
+        array.chunks[kept[0]],
         io_zarr._voxel_size(axes, scale, path),
         parse_extra(attributes.get(NAMESPACE)),
     )
@@ -206,7 +209,7 @@ def _open_tiff(path: Path) -> StoredStack:
         got = f"{path} ({error or type(error).__name__})"
         raise InputError("path", "a complete TIFF file", got) from error
     check_dtype(dtype, "path", f" in {path}")
-    return StoredStack(path, (shape[0], shape[1], shape[2]), dtype, load, voxel_size, extra)
+    return StoredStack(path, (shape[0], shape[1], shape[2]), dtype, load, 1, voxel_size, extra)
 
 
 def _tiff_loader(

@@ -75,6 +75,7 @@ def stream_reconstruct(
     device: str | torch.device = "cpu",
     resume: bool = True,
     overwrite: bool = False,
+    plan_only: bool = False,
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> StreamedReconstruction:
@@ -95,6 +96,7 @@ def stream_reconstruct(
             32 x 128 x 128, the depth a multiple of the stride.
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
+        plan_only: compute and write nothing; the result has the prediction.
 
     Raises:
         InputError: an argument that does not fit, a stack that is not complete, a run begun with
@@ -182,6 +184,12 @@ def stream_reconstruct(
     plan = fit_tiles(
         shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
     )
+    prediction = predict(plan, footprint, itemsize=stack.dtype.itemsize)
+    if plan_only:
+        seconds = time.perf_counter() - begun
+        return StreamedReconstruction(
+            Path(output), len(plan), 0, 0, seconds, prediction, parameters, {}
+        )
     with OutputStore(
         output, layout, run, voxel_size=geometry.voxel_size, resume=resume, overwrite=overwrite
     ) as store:
@@ -213,7 +221,7 @@ def stream_reconstruct(
         resumed=resumed,
         pixels_read=reader.pixels,
         seconds=time.perf_counter() - begun,
-        prediction=predict(plan, footprint, itemsize=stack.dtype.itemsize),
+        prediction=prediction,
         parameters=parameters,
         adaptation=ready.evidence,
     )

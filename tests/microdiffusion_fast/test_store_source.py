@@ -139,7 +139,7 @@ def test_faults_that_show_when_read(tmp_path: Path) -> None:
     data = DATA.astype(np.float32)
     data[3, 5, 9] = np.nan
     np.save(tmp_path / "nan.npy", data)
-    with pytest.raises(InputError, match=r"NaN or Inf at \[k, y, x\] = \[3, 5, 9\]"):
+    with pytest.raises(InputError, match=r"NaN or Inf at \[3, 5, 9\]"):
         open_stack(tmp_path / "nan.npy").read(BOX)
     path = write_volume(tmp_path / "p.ome.zarr", DATA)
     stack = open_stack(path)

@@ -96,6 +96,8 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     assert small.pixels_read == pytest.approx(small.prediction.reread * large.pixels_read)
     a, b = (read_volume(tmp_path / name).data for name in ("a.zarr", "b.zarr"))
     assert np.abs(a - b).max() <= 1e-5 * (b.max() - b.min())
+    planned = stream(folder, tmp_path / "c.zarr", plan_only=True)
+    assert planned.prediction == small.prediction and planned.prediction.tiles == small.tiles
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))

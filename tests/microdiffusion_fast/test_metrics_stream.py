@@ -1,0 +1,121 @@
+"""Metrics of volumes on disk: the numbers of `evaluate`, whatever the slabs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from microdiffusion_fast import metrics
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.io import write_volume
+from microdiffusion_fast.metrics_stream import (
+    evaluate_stored,
+    order_statistics,
+    slabs_of,
+    stored_percentiles,
+)
+from microdiffusion_fast.store_source import StoredStack, open_stack
+
+DTYPES = ["uint8", "uint16", "int16", "int32", "float32", "float64"]
+
+
+def held(data: np.ndarray) -> StoredStack:
+    """A stack in memory, read like one in a file."""
+    shape: Any = data.shape
+    return StoredStack(Path("memory"), shape, data.dtype, lambda box: data[box.slices])
+
+
+def volumes(dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    reference = rng.gamma(2.0, 20.0, (11, 30, 26))
+    test = reference + rng.normal(0, 6, reference.shape)
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
+    if limits is not None:
+        reference, test = (np.clip(v, limits.min, limits.max) for v in (reference, test))
+    return reference.astype(dtype), test.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("memory", [1, "40kB", "1GiB"])
+def test_the_numbers_are_those_in_memory(tmp_path: Path, dtype: str, memory: int | str) -> None:
+    reference, test = volumes(dtype)
+    for name, data in (("reference", reference), ("test", test)):
+        write_volume(tmp_path / f"{name}.zarr", data)
+    expected = metrics.evaluate(test, reference)
+    paths = tmp_path / "test.zarr", tmp_path / "reference.zarr"
+    assert evaluate_stored(*paths, memory=memory) == expected
+    given = metrics.evaluate(test, reference, intensity=(5.0, 60.0), window="gaussian")
+    assert evaluate_stored(*paths, memory=memory, intensity=(5.0, 60.0), window="gaussian") == given
+
+
+def test_a_test_volume_that_spans_less(tmp_path: Path) -> None:
+    """Its histogram lies between its own extremes, not between the limits of the map."""
+    reference, test = volumes("float32")
+    test = 20 + 0.1 * test
+    np.save(tmp_path / "x.npy", reference)
+    np.save(tmp_path / "y.npy", test)
+    assert evaluate_stored(tmp_path / "y.npy", tmp_path / "x.npy", memory=5000) == metrics.evaluate(
+        test, reference
+    )
+
+
+ELEMENTS = {
+    "uint8": st.integers(0, 255),
+    "uint16": st.integers(0, 2**16 - 1),
+    "float32": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "float64": st.floats(allow_nan=False, allow_infinity=False),
+}
+
+
+@settings(max_examples=40)
+@given(st.data(), st.sampled_from(sorted(ELEMENTS)))
+def test_order_statistics_are_exact(data: st.DataObject, dtype: str) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=5))
+    values = data.draw(hnp.arrays(dtype, shape, elements=ELEMENTS[dtype]))
+    ranks = data.draw(st.lists(st.integers(0, values.size - 1), min_size=1, max_size=4))
+    stack = held(values)
+    got = order_statistics(stack, ranks, slabs_of(stack, stack, memory=1))
+    np.testing.assert_array_equal(got, np.sort(values.ravel())[ranks])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentiles_are_numpys(dtype: str) -> None:
+    reference, _ = volumes(dtype)
+    stack = held(reference)
+    for percents in ((0.1, 99.9), (25.0, 62.5), (0.0, 100.0)):
+        got = stored_percentiles(stack, percents, slabs_of(stack, stack, memory=1))
+        assert got == tuple(np.percentile(reference, percents).tolist())
+
+
+def test_slabs_are_whole_chunks(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "v.zarr", np.ones((100, 8, 8), np.float32))
+    stack = open_stack(path)
+    assert stack.together == 32
+    lengths = [slab.z.length for slab in slabs_of(stack, stack, memory=70 * 8 * 8 * 8 * 3)]
+    assert lengths == [64, 36]
+    assert len(slabs_of(stack, stack, memory=1)) == 100
+
+
+def test_faults_are_one_clear_line(tmp_path: Path) -> None:
+    reference, test = volumes("float32")
+    np.save(tmp_path / "x.npy", reference)
+    np.save(tmp_path / "short.npy", test[:5])
+    np.save(tmp_path / "flat.npy", np.ones_like(test))
+    test[3, 4, 5] = np.inf
+    np.save(tmp_path / "inf.npy", test)
+    for names, argument, expected in (
+        (("short.npy", "x.npy"), "test", "shape"),
+        (("x.npy", "flat.npy"), "reference", "percentile"),
+        (("inf.npy", "x.npy"), "path", "finite"),
+        (("none.npy", "x.npy"), "path", "existing"),
+    ):
+        with pytest.raises(InputError, match=expected) as caught:
+            evaluate_stored(*(tmp_path / name for name in names))
+        assert caught.value.argument == argument
+        assert "\n" not in str(caught.value)
