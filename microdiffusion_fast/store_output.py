@@ -6,38 +6,29 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/image/        the NGFF 0.5 image
     .NAME.partial/receipts/     one file a finished shard, written after its data
 
-Each file is written under another name, flushed to disk and renamed, so it is whole or absent.
+Every file gets its name when it is whole, and a shard is on disk before its receipt is.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .io_common import NAMESPACE, VoxelSize, load_json, parse_extra
+from .io_common import NAMESPACE, load_json, parse_extra
 from .io_output import _replace_folder, is_zarr, prepare_output
 from .io_zarr import _node
+from .store_layout import Layout, halved
 from .tiling_windows import Box
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the output lies on disk: (z, y, x) voxels of the volume, of a chunk and of a shard."""
-
-    shape: tuple[int, int, int]
-    chunks: tuple[int, int, int]
-    shards: tuple[int, int, int]
 
 
 class OutputStore:
@@ -48,7 +39,6 @@ class OutputStore:
         layout: sizes.
         run: what makes two runs the same one: JSON values by name, kept in the attributes of the
             image. A run that was begun is taken up if they are equal, and refused otherwise.
-        voxel_size: (z, y, x) in micrometres.
         resume: False begins anew.
         overwrite: replace a finished volume, once the new one is complete.
 
@@ -62,12 +52,11 @@ class OutputStore:
         layout: Layout,
         run: dict[str, Any],
         *,
-        voxel_size: VoxelSize | None,
         resume: bool = True,
         overwrite: bool = False,
     ) -> None:
         self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
-        self.layout = layout
+        self.layout, self.levels = layout, layout.levels
         self.folder = self.target.with_name(f".{self.target.name}.partial")
         self.image, self.receipts = self.folder / "image", self.folder / "receipts"
         self.run = json.loads(json.dumps(run))
@@ -81,12 +70,12 @@ class OutputStore:
                 expected = "a volume that no other process is writing"
                 raise InputError("output", expected, str(self.target)) from None
             try:
-                self._begin(voxel_size, resume=resume)
+                self._begin(resume=resume)
             except BaseException:
                 self.close()
                 raise
 
-    def _begin(self, voxel_size: VoxelSize | None, *, resume: bool) -> None:
+    def _begin(self, *, resume: bool) -> None:
         record = self.folder / "run.json"
         if resume and record.is_file() and self.image.is_dir():
             _refuse_another(load_json(record), self.run, self.target)
@@ -97,9 +86,14 @@ class OutputStore:
             for entry in self.folder.iterdir():  # would not be taken for a run
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self.receipts.mkdir()
-            self._create(voxel_size)
+            self.layout.create(
+                self.image, self.target.name.removesuffix(".zarr").removesuffix(".ome")
+            )
+            for file in sorted(self.image.rglob("zarr.json")):
+                _flush(file)
+                _flush(file.parent)
             write_durably(record, json.dumps(self.run, indent=1).encode())
-        self._array = _open_array(self.image / "0", mode="r+")
+        self._arrays = [_open_array(self.image / str(number)) for number in range(len(self.levels))]
 
     def __enter__(self) -> OutputStore:
         return self
@@ -111,35 +105,60 @@ class OutputStore:
         """Let another process write here; what is finished stays."""
         os.close(self._lock)
 
-    def has(self, shard: Box) -> bool:
+    def has(self, shard: Box, level: int = 0) -> bool:
         """Whether a shard is finished: it has its receipt, and the size that the receipt says."""
-        receipt = self._receipt(shard)
+        receipt = self._receipt(shard, level)
         if not receipt.is_file():
             return False
         with suppress(OSError, InputError):
-            return self._file(shard).stat().st_size == load_json(receipt).get("bytes")
+            return self._file(shard, level).stat().st_size == load_json(receipt).get("bytes")
         return False
 
-    def write(self, core: Box, data: NDArray[Any], shards: Iterator[Box]) -> None:
+    def write(
+        self, core: Box, data: NDArray[Any], shards: Iterable[Box], *, level: int = 0
+    ) -> None:
         """Write the voxels of `core`, which are the given shards, and then their receipts.
 
         Raises:
             InputError: there is no room, or the place cannot be written.
         """
-        written = list(shards)
+        files = {shard: self._file(shard, level) for shard in shards}
         with _place(self.target):
-            for shard in written:
-                self._array[shard.slices] = data[shard.within(core)]
-            for shard in written:
-                _flush(self._file(shard))
-            for folder in {self._file(shard).parent for shard in written}:
+            for shard in files:
+                self._arrays[level][shard.slices] = data[shard.within(core)]
+            for file in files.values():
+                _flush(file)
+            for folder in {file.parent for file in files.values()}:
                 while folder != self.image:
                     _flush(folder)
                     folder = folder.parent
-            for shard in written:
-                size = self._file(shard).stat().st_size
-                record = {"voxels": [list(span) for span in shard], "bytes": size}
-                write_durably(self._receipt(shard), json.dumps(record).encode())
+            for shard, file in files.items():
+                record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
+                write_durably(self._receipt(shard, level), json.dumps(record).encode())
+
+    def missing(self) -> int:
+        """How many shards of the coarser resolutions are to be made."""
+        levels = list(enumerate(self.levels))[1:]
+        return sum(not self.has(box, number) for number, level in levels for box in level.boxes())
+
+    def coarsen(self, advance: Callable[[int], None]) -> None:
+        """Make the coarser resolutions, each from the one before, when the full one is complete.
+
+        Args:
+            advance: told the number of shards made.
+        """
+        for number, level in list(enumerate(self.levels))[1:]:
+            finer = self.levels[number - 1]
+            ratio = [a // b for a, b in zip(level.factors, finer.factors, strict=True)]
+            for shard in level.boxes():
+                if not self.has(shard, number):
+                    source = tuple(
+                        slice(span.start * r, min(span.stop * r, size))
+                        for span, r, size in zip(shard, ratio, finer.shape, strict=True)
+                    )
+                    data = halved(np.asarray(self._arrays[number - 1][source]), ratio)
+                    self.write(shard, data, [shard], level=number)
+                    advance(1)
 
     def finish(self, metadata: dict[str, Any]) -> Path:
         """Put the complete volume in its place, with metadata and the run in its attributes.
@@ -147,10 +166,10 @@ class OutputStore:
         Raises:
             InputError: a shard is missing, or the place cannot be written.
         """
-        counts = [-(-n // s) for n, s in zip(self.layout.shape, self.layout.shards, strict=True)]
+        count = sum(level.count for level in self.levels)
         done = sum(1 for _ in self.receipts.glob("*.json"))
-        if done != math.prod(counts):
-            raise InputError("output", f"all {math.prod(counts):,} shards", f"{done:,}")
+        if done != count:
+            raise InputError("output", f"all {count:,} shards", f"{done:,}")
         import zarr
 
         with _place(self.target):
@@ -164,43 +183,13 @@ class OutputStore:
             shutil.rmtree(self.folder)
         return self.target
 
-    def _index(self, shard: Box) -> tuple[int, ...]:
-        return tuple(n // s for n, s in zip(shard.offset, self.layout.shards, strict=True))
+    def _file(self, shard: Box, level: int = 0) -> Path:
+        index = self.levels[level].index(shard)
+        return self.image / str(level) / self._arrays[level].metadata.encode_chunk_key(index)
 
-    def _file(self, shard: Box) -> Path:
-        return self.image / "0" / self._array.metadata.encode_chunk_key(self._index(shard))
-
-    def _receipt(self, shard: Box) -> Path:
-        return self.receipts / ("{}.{}.{}.json".format(*self._index(shard)))
-
-    def _create(self, voxel_size: VoxelSize | None) -> None:
-        import zarr
-        from zarr.codecs import ZstdCodec
-
-        unit = {} if voxel_size is None else {"unit": "micrometer"}
-        transforms = [{"type": "scale", "scale": list(voxel_size or (1.0, 1.0, 1.0))}]
-        image = {
-            "name": self.target.name.removesuffix(".zarr").removesuffix(".ome"),
-            "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-            "datasets": [{"path": "0", "coordinateTransformations": transforms}],
-        }
-        attributes: dict[str, Any] = {"ome": {"version": "0.5", "multiscales": [image]}}
-        group = zarr.open_group(self.image, mode="w-", zarr_format=3, attributes=attributes)
-        group.create_array(
-            "0",
-            shape=self.layout.shape,
-            dtype="float32",
-            chunks=self.layout.chunks,
-            shards=self.layout.shards,
-            # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
-            compressors=ZstdCodec(level=3, checksum=True),
-            fill_value=float("nan"),  # what was never written shows
-            dimension_names=["z", "y", "x"],
-            config={"write_empty_chunks": True},
-        )
-        for file in sorted(self.image.rglob("zarr.json")):
-            _flush(file)
-            _flush(file.parent)
+    def _receipt(self, shard: Box, level: int = 0) -> Path:
+        index = self.levels[level].index(shard)
+        return self.receipts / "{}.{}.{}.{}.json".format(level, *index)
 
 
 def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
@@ -233,10 +222,10 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _open_array(folder: Path, *, mode: Any) -> Any:
+def _open_array(folder: Path) -> Any:
     import zarr
 
-    return zarr.open_array(folder, mode=mode, zarr_format=3, config={"write_empty_chunks": True})
+    return zarr.open_array(folder, mode="r+", zarr_format=3, config={"write_empty_chunks": True})
 
 
 def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:

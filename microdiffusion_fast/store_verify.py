@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,33 +67,61 @@ def verify(
     if not is_zarr(source):
         raise InputError("path", "a Zarr store", f"{source}, which is none")
     attributes, is_array = io_zarr._node(source)
-    folder = source if is_array else io_zarr._multiscale(source, attributes)[0]
+    folders = [source] if is_array else _levels(source, attributes)
     try:
-        array = io_zarr._open(folder)
-        stored = array.shards or array.chunks
-        grid = [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
+        arrays = [io_zarr._open(folder) for folder in folders]
+        sizes = [array.shards or array.chunks for array in arrays]
+        grids = [
+            [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
+            for array, stored in zip(arrays, sizes, strict=True)
+        ]
     except Exception as error:
         got = f"{source} ({error or type(error).__name__})"
         raise InputError("path", "a Zarr store with a readable description", got) from error
-    found = Verification(math.prod(grid))
+    found = Verification(sum(map(math.prod, grids)))
     with Progress("verify", found.shards, enabled=progress, callback=callback, unit="shard") as bar:
-        for index in np.ndindex(*grid):
-            key = array.metadata.encode_chunk_key(index)
-            if not (folder / key).is_file():
-                found.missing += 1
-                found._fault(f"{key}: missing")
-            else:
-                start = [i * c for i, c in zip(index, stored, strict=True)]
-                part = tuple(slice(a, a + c) for a, c in zip(start, stored, strict=True))
-                try:
-                    data = np.asarray(array[part])
-                except Exception as error:  # whatever a codec makes of wrong bytes
-                    found.damaged += 1
-                    found._fault(f"{key}: damaged ({error or type(error).__name__})")
-                else:
-                    bad = int((~np.isfinite(data)).sum()) if data.dtype.kind == "f" else 0
-                    found.unwritten += bad
-                    if bad:
-                        found._fault(f"{key}: {bad:,} voxels are NaN or infinite")
-            bar.advance(1)
+        for folder, array, stored, grid in zip(folders, arrays, sizes, grids, strict=True):
+            _check(found, source, folder, array, stored, grid, bar)
     return found
+
+
+def _levels(path: Path, attributes: dict[str, Any]) -> list[Path]:
+    """The folders of all resolutions of a NGFF image, the first checked as for reading."""
+    first = io_zarr._multiscale(path, attributes)[0]
+    datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"][1:]
+    others = [path / str(dataset["path"]) for dataset in datasets]
+    for folder in others:
+        if not folder.resolve().is_relative_to(path.resolve()) or not folder.is_dir():
+            raise InputError("path", "a NGFF dataset inside its store", str(folder))
+    return [first, *others]
+
+
+def _check(
+    found: Verification,
+    source: Path,
+    folder: Path,
+    array: Any,
+    stored: tuple[int, ...],
+    grid: list[int],
+    bar: Progress,
+) -> None:
+    for index in np.ndindex(*grid):
+        file = folder / array.metadata.encode_chunk_key(index)
+        key = file.relative_to(source)
+        if not file.is_file():
+            found.missing += 1
+            found._fault(f"{key}: missing")
+        else:
+            start = [i * c for i, c in zip(index, stored, strict=True)]
+            part = tuple(slice(a, a + c) for a, c in zip(start, stored, strict=True))
+            try:
+                data = np.asarray(array[part])
+            except Exception as error:  # whatever a codec makes of wrong bytes
+                found.damaged += 1
+                found._fault(f"{key}: damaged ({error or type(error).__name__})")
+            else:
+                bad = int((~np.isfinite(data)).sum()) if data.dtype.kind == "f" else 0
+                found.unwritten += bad
+                if bad:
+                    found._fault(f"{key}: {bad:,} voxels are NaN or infinite")
+        bar.advance(1)

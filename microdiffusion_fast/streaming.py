@@ -17,7 +17,8 @@ from .denoiser import Denoiser, load_denoiser
 from .progress import Progress, ProgressCallback
 from .reconstruct import GAMMA, MEAN_STEPS, SAMPLER
 from .schedule import SamplingPlan, make_plan
-from .store_output import Layout, OutputStore, is_finished
+from .store_layout import Layout
+from .store_output import OutputStore, is_finished
 from .store_source import SlidingReader, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
 from .tile_reconstruction import TileRecipe, reconstruct_tile
@@ -120,7 +121,9 @@ def stream_reconstruct(
     training = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
     network = load_denoiser(None if denoiser is None else Path(denoiser))
     shape = (geometry.depth, *stack.shape[1:])
-    layout = Layout(shape, *default_layout(shape, geometry.stride, chunks))
+    layout = Layout(
+        shape, *default_layout(shape, geometry.stride, chunks), voxel_size=geometry.voxel_size
+    )
     parameters: dict[str, Any] = {
         "step_length": geometry.step_length,
         "stride": geometry.stride,
@@ -144,7 +147,6 @@ def stream_reconstruct(
         "input": stack.fingerprint(),
         "network": _digest(network),
         "layout": asdict(layout),
-        "voxel_size": geometry.voxel_size,
         "version": _version(),
     }
     if resume and is_finished(output, run):
@@ -190,9 +192,7 @@ def stream_reconstruct(
         return StreamedReconstruction(
             Path(output), len(plan), 0, 0, seconds, prediction, parameters, {}
         )
-    with OutputStore(
-        output, layout, run, voxel_size=geometry.voxel_size, resume=resume, overwrite=overwrite
-    ) as store:
+    with OutputStore(output, layout, run, resume=resume, overwrite=overwrite) as store:
         ready = Prepared.load(store.folder)
         if ready is None:
             ready = prepare(
@@ -212,6 +212,10 @@ def stream_reconstruct(
         resumed = _run_tiles(
             plan, recipe_of(ready), reader, store, device, progress=progress, callback=callback
         )
+        with Progress(
+            "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
+        ) as bar:
+            store.coarsen(bar.advance)
         parameters |= {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
         metadata = {"kind": "reconstruction", "parameters": parameters}
         store.finish({**metadata, "adaptation": ready.evidence})

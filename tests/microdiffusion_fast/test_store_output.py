@@ -15,25 +15,23 @@ import zarr
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
-from microdiffusion_fast.store_output import Layout, OutputStore, is_finished
+from microdiffusion_fast.store_layout import Layout, halved
+from microdiffusion_fast.store_output import OutputStore, is_finished
 from microdiffusion_fast.store_verify import LISTED, verify
-from microdiffusion_fast.tiling_windows import Box, Span
+from microdiffusion_fast.tiling_windows import Box
 
-LAYOUT = Layout((12, 20, 30), (3, 8, 8), (6, 16, 16))
+LAYOUT = Layout((12, 20, 30), (3, 8, 8), (6, 16, 16), (1.0, 0.5, 0.5))
+SHARDS = 8 + 2 + 1  # of the three resolutions
 DATA = np.random.default_rng(0).random(LAYOUT.shape).astype(np.float32)
 RUN: dict[str, Any] = {"seed": 0, "weights": (0.5, 0.5), "input": "abc"}
 
 
 def boxes() -> list[Box]:
-    def spans(size: int, step: int) -> list[Span]:
-        return [Span(a, min(a + step, size)) for a in range(0, size, step)]
-
-    z, y, x = (spans(n, s) for n, s in zip(LAYOUT.shape, LAYOUT.shards, strict=True))
-    return [Box(a, b, c) for a in z for b in y for c in x]
+    return list(LAYOUT.levels[0].boxes())
 
 
 def store_at(path: Path, run: dict[str, Any] = RUN, **options: Any) -> OutputStore:
-    return OutputStore(path, LAYOUT, run, voxel_size=(1.0, 0.5, 0.5), **options)
+    return OutputStore(path, LAYOUT, run, **options)
 
 
 def fill(store: OutputStore, shards: list[Box]) -> None:
@@ -41,12 +39,17 @@ def fill(store: OutputStore, shards: list[Box]) -> None:
         store.write(box, DATA[box.slices], iter([box]))
 
 
+def complete(store: OutputStore, metadata: dict[str, Any] | None = None) -> None:
+    store.coarsen(lambda done: None)
+    store.finish(metadata or {})
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     path = tmp_path / "v.ome.zarr"
     with store_at(path) as store:
         fill(store, boxes())
-        store.finish({"kind": "test"})
+        complete(store, {"kind": "test"})
     return path
 
 
@@ -54,11 +57,11 @@ def test_a_volume_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "v.ome.zarr"
     with store_at(path) as store:
         fill(store, boxes()[:-1])
-        with pytest.raises(InputError, match="^output: expected all 8 shards, got 7"):
+        with pytest.raises(InputError, match="^output: expected all 11 shards, got 7"):
             store.finish({})
         assert not path.exists()
         fill(store, boxes()[-1:])
-        store.finish({"kind": "test"})
+        complete(store, {"kind": "test"})
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.ome.zarr"]
     image = read_volume(path)
     np.testing.assert_array_equal(image.data, DATA)
@@ -67,8 +70,31 @@ def test_a_volume_appears_when_it_is_complete(tmp_path: Path) -> None:
     array = zarr.open_array(path / "0", mode="r")
     assert (array.chunks, array.shards) == (LAYOUT.chunks, LAYOUT.shards)
     assert np.isnan(array.fill_value)
-    assert verify(path).ok and verify(path).shards == 8
+    assert verify(path).ok and verify(path).shards == SHARDS
     assert is_finished(path, RUN) and not is_finished(path, {**RUN, "seed": 1})
+
+
+def test_coarser_resolutions_are_means(finished: Path) -> None:
+    """Each halves the axes whose voxels are short; positions are those of what is averaged."""
+    middle = halved(DATA, (1, 2, 2))
+    np.testing.assert_allclose(middle[5, 3, 4], DATA[5, 6:8, 8:10].mean(), rtol=1e-6)
+    coarse = halved(middle, (2, 2, 2))
+    for name, expected in (("1", middle), ("2", coarse)):
+        stored = zarr.open_array(finished / name, mode="r")
+        np.testing.assert_array_equal(np.asarray(stored[...]), expected)
+    assert coarse.shape == (6, 5, 8)
+    image = zarr.open_group(finished, mode="r").attrs["ome"]["multiscales"][0]  # type: ignore[index, call-overload]
+    scales = [dataset["coordinateTransformations"] for dataset in image["datasets"]]
+    assert scales[0] == [{"type": "scale", "scale": [1.0, 0.5, 0.5]}]
+    assert scales[2] == [
+        {"type": "scale", "scale": [2.0, 2.0, 2.0]},
+        {"type": "translation", "translation": [0.5, 0.75, 0.75]},
+    ]
+
+
+def test_an_odd_slice_is_kept() -> None:
+    data = np.arange(15, dtype=np.float32).reshape(3, 5, 1)
+    np.testing.assert_array_equal(halved(data, (2, 2, 2))[:, :, 0], [[3, 5, 6.5], [10.5, 12.5, 14]])
 
 
 def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -77,13 +103,13 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     with store_at(path) as store:
         fill(store, [first, second])
         # as if killed between data and receipt, and within a write
-        (store.receipts / "0.0.1.json").unlink()
+        (store.receipts / "0.0.0.1.json").unlink()
         (store.image / "0" / "c" / "x.partial").write_bytes(b"half")
     with store_at(path) as store:
         assert store.has(first) and not store.has(second)
         assert not list(store.image.rglob("*.partial"))
         fill(store, [second, *others])
-        store.finish({})
+        complete(store)
     np.testing.assert_array_equal(read_volume(path).data, DATA)
 
 
@@ -111,7 +137,7 @@ def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
     (folder / "image" / "0").mkdir(parents=True)
     with store_at(tmp_path / "v.zarr") as store:
         fill(store, boxes())
-        store.finish({})
+        complete(store)
     assert verify(tmp_path / "v.zarr").ok
 
 
@@ -129,7 +155,7 @@ def test_an_old_volume_stays_until_the_new_one_is_complete(finished: Path) -> No
         for box in boxes():
             assert is_finished(finished, RUN)
             store.write(box, 2 * DATA[box.slices], iter([box]))
-        store.finish({})
+        complete(store)
     np.testing.assert_array_equal(read_volume(finished).data, 2 * DATA)
     assert [entry.name for entry in finished.parent.iterdir()] == [finished.name]
 
@@ -161,7 +187,7 @@ def test_missing_and_unwritten_are_found(finished: Path) -> None:
     assert len(found.faults) == 3
     shutil.rmtree(finished / "0" / "c")
     found = verify(finished)
-    assert found.missing == 8 and len(found.faults) == min(8, LISTED)
+    assert found.missing == 8 and len(found.faults) == 8 < LISTED
 
 
 def test_what_is_no_store(tmp_path: Path, finished: Path) -> None:
@@ -199,5 +225,5 @@ with t.store_at(Path({str(tmp_path)!r}) / "v.zarr") as store:
     assert state == "True False"
     with store_at(tmp_path / "v.zarr") as store:
         fill(store, boxes()[1:])
-        store.finish({})
+        complete(store)
     np.testing.assert_array_equal(read_volume(tmp_path / "v.zarr").data, DATA)

@@ -59,9 +59,9 @@ def stream(folder: Path, output: Path, **options: Any) -> Any:
 
 
 def digest(store: Path) -> str:
-    """Of every file of a store."""
+    """Of every file of a store but its first, which has its name."""
     found = hashlib.sha256()
-    for file in sorted(file for file in store.rglob("*") if file.is_file()):
+    for file in sorted(file for file in store.rglob("*/*") if file.is_file()):
         found.update(str(file.relative_to(store)).encode() + file.read_bytes())
     return found.hexdigest()
 
@@ -118,9 +118,9 @@ def test_adaptation_is_done_once(folder: Path, tmp_path: Path) -> None:
     stages.clear()
     options["callback"] = lambda event: stages.append(event.stage)
     done = stream(folder, tmp_path / "v.zarr", **options)
-    assert done.resumed == 2 and set(stages) == {"reconstruct"}
+    assert done.resumed == 2 and set(stages) == {"reconstruct", "coarser levels"}
     stream(folder, tmp_path / "w.zarr", **{**options, "callback": None})
-    assert digest(tmp_path / "v.zarr" / "0") == digest(tmp_path / "w.zarr" / "0")
+    assert digest(tmp_path / "v.zarr") == digest(tmp_path / "w.zarr")
 
 
 def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -206,4 +206,4 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.data, expected.data)
     assert verify(output).ok
     assert {entry.name for entry in tmp_path.iterdir()} == {"whole.zarr", "v.zarr"}
-    assert digest(output / "0") == digest(whole / "0")
+    assert digest(output) == digest(whole)

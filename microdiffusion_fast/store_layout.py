@@ -1,0 +1,137 @@
+"""How a streamed volume lies on disk: NGFF 0.5, its resolutions, chunks and shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .io_common import VoxelSize
+from .tiling import intervals
+from .tiling_windows import Box
+
+Sizes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution: voxels of the volume in one of its own, along (z, y, x), and sizes."""
+
+    factors: Sizes
+    shape: Sizes
+    chunks: Sizes
+    shards: Sizes
+
+    @property
+    def count(self) -> int:
+        """How many shards it has."""
+        return math.prod(-(-n // s) for n, s in zip(self.shape, self.shards, strict=True))
+
+    def boxes(self) -> Iterator[Box]:
+        """Its shards."""
+        z, y, x = (intervals(n, s) for n, s in zip(self.shape, self.shards, strict=True))
+        return (Box(a, b, c) for a in z for b in y for c in x)
+
+    def index(self, shard: Box) -> tuple[int, ...]:
+        """Place of a shard among the shards."""
+        return tuple(start // step for start, step in zip(shard.offset, self.shards, strict=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A volume on disk: (z, y, x) voxels of it, of a chunk and of a shard, and their size in um."""
+
+    shape: Sizes
+    chunks: Sizes
+    shards: Sizes
+    voxel_size: VoxelSize | None = None
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Resolutions, the full one first, until an image fits into a chunk.
+
+        Each halves the axes along which voxels are short (less than 1.5 times the shortest), so
+        that they approach cubes.
+        """
+        levels = [Level((1, 1, 1), self.shape, self.chunks, self.shards)]
+        spacing = self.voxel_size or (1.0, 1.0, 1.0)
+        while any(n > c for n, c in zip(levels[-1].shape[1:], self.chunks[1:], strict=True)):
+            before = levels[-1]
+            lengths = [f * size for f, size in zip(before.factors, spacing, strict=True)]
+            short = [
+                length < 1.5 * min(lengths) and n > 1
+                for length, n in zip(lengths, before.shape, strict=True)
+            ]
+            if not any(short):
+                break
+            z, y, x = (
+                _sizes(n, 2 if halved else 1, factor, chunk, shard)
+                for n, halved, factor, chunk, shard in zip(
+                    before.shape, short, before.factors, self.chunks, self.shards, strict=True
+                )
+            )
+            factors, shape, chunks, shards = zip(z, y, x, strict=True)
+            levels.append(Level(factors, shape, chunks, shards))
+        return tuple(levels)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """The NGFF 0.5 description of the image."""
+        unit = {} if self.voxel_size is None else {"unit": "micrometer"}
+        spacing = self.voxel_size or (1.0, 1.0, 1.0)
+        datasets = []
+        for number, level in enumerate(self.levels):
+            pairs = list(zip(level.factors, spacing, strict=True))
+            transforms: list[dict[str, Any]] = [
+                {"type": "scale", "scale": [factor * size for factor, size in pairs]}
+            ]
+            if number:  # a mean lies in the middle of what it is the mean of
+                middle = [(factor - 1) / 2 * size for factor, size in pairs]
+                transforms.append({"type": "translation", "translation": middle})
+            datasets.append({"path": str(number), "coordinateTransformations": transforms})
+        axes = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
+        image = {"name": name, "axes": axes, "datasets": datasets, "type": "mean"}
+        return {"ome": {"version": "0.5", "multiscales": [image]}}
+
+    def create(self, folder: Path, name: str) -> None:
+        """Make the empty image in a folder that is not there yet."""
+        import zarr
+        from zarr.codecs import ZstdCodec
+
+        group = zarr.open_group(folder, mode="w-", zarr_format=3, attributes=self.attributes(name))
+        for number, level in enumerate(self.levels):
+            group.create_array(
+                str(number),
+                shape=level.shape,
+                dtype="float32",
+                chunks=level.chunks,
+                shards=level.shards,
+                # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
+                compressors=ZstdCodec(level=3, checksum=True),
+                fill_value=float("nan"),  # what was never written shows
+                dimension_names=["z", "y", "x"],
+                config={"write_empty_chunks": True},
+            )
+
+
+def _sizes(n: int, halving: int, factor: int, chunk: int, shard: int) -> tuple[int, int, int, int]:
+    """Factor, size, chunk and shard of one axis of the next level."""
+    size = -(-n // halving)
+    small = min(size, chunk)
+    return factor * halving, size, small, min(shard // chunk, -(-size // small)) * small
+
+
+def halved(data: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
+    """Means of neighbours along the axes whose factor is 2; one that is left over stays itself."""
+    for axis, factor in enumerate(factors):
+        if factor == 2:
+            even, odd = (np.moveaxis(data, axis, 0)[start::2] for start in (0, 1))
+            mean = even.copy()
+            mean[: len(odd)] += odd
+            mean[: len(odd)] *= 0.5
+            data = np.moveaxis(mean, 0, axis)
+    return np.ascontiguousarray(data)
