@@ -1,10 +1,12 @@
-"""Self-training on the user's own stack, and the check along the true axis that admits it.
+"""How far the network may be trusted on a stack, and self-training where that is not far.
 
-A lateral axis of the interpolated volume plays the depth: slabs along it are averaged, and the
-network learns to undo that on the very structures it will meet (Weigert et al. 2018, CARE). The
-lateral axes are sharper than the axial one by an unknown blur, so the network is shown many
-blurs and told which. What it learnt is used only if it does better where the truth is known:
-pairs of projections, averaged, make a coarser stack whose halves were acquired.
+The shipped weights are checked along the true axis (`adaptation_check`) and used as they are where
+they do well. Where they do not, the structures are new to them, and they are trained on the stack
+itself: a lateral axis of the interpolated volume plays the depth, slabs along it are averaged, and
+the network learns to undo that on the very structures it will meet (Weigert et al. 2018, CARE).
+The lateral axes are sharper than the axial one by an unknown blur, so the network is shown many
+blurs and told which. What it learnt is used only if it does better by the check. Either way the
+result is drawn towards interpolation as far as the check asks for it.
 """
 
 from __future__ import annotations
@@ -20,18 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .adaptation_check import Check, check_along_z, coarser, trusted
 from .denoiser import ALIGN, Denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
-from .inference import posterior_mean
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
 from .training_step import fast_bfloat16, training_loss
 
-WORST = 1e6  # stands for an error that is not a number
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
+STEPS = 100  # of self-training where it is called for
+WANTING = 0.85  # error in the check, 1 being interpolation, above which it is
 ASSUMED_BLUR = 1.5  # in slices, where none is stated: microscopes are softer along z than across
 
 
@@ -41,13 +44,14 @@ class AdaptOptions:
 
     Attributes:
         steps: optimiser steps; their number, not the clock, is the budget, for the same bits.
+            None is `STEPS` where the check finds the weights wanting, and none elsewhere.
         windows: windows a step sees, each with its slices.
         size: side of a window in pixels.
         learning_rate: peak, after a short warm-up; falls to nothing as a cosine.
         coarse: share of steps at double step length, which the check needs.
     """
 
-    steps: int = 100
+    steps: int | None = None
     windows: int = 4
     size: int = 64
     learning_rate: float = 6e-4
@@ -56,6 +60,8 @@ class AdaptOptions:
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("windows", 1), ("size", ALIGN)):
             value = getattr(self, name)
+            if name == "steps" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"adapt {name}", f"an integer of at least {least}", repr(value))
 
@@ -65,7 +71,8 @@ class Adaptation:
     """The network to use and why.
 
     Attributes:
-        denoiser: adapted, or as given where the check said so.
+        denoiser: adapted, or as given where the check said so, its change to interpolation scaled
+            by the trust that the evidence states.
         axial_blur: what to tell it, in slices.
         accepted: whether the adapted weights are used.
         evidence: relative squared errors of the check, 1 being linear interpolation.
@@ -75,20 +82,6 @@ class Adaptation:
     axial_blur: float
     accepted: bool
     evidence: dict[str, Any] = field(default_factory=dict)
-
-
-def coarser(projections: Tensor, operator: AxialProjection) -> tuple[Tensor, AxialProjection]:
-    """Pairs of projections averaged: about twice the step length, with halves that are known."""
-    pairs = len(projections) // 2
-    stack = (projections[0 : 2 * pairs : 2] + projections[1 : 2 * pairs : 2]) / 2
-    s, stride = operator.step_length, operator.stride
-    weights = torch.zeros(s + stride, dtype=torch.float64)
-    weights[:s] += operator.weights / 2
-    weights[stride:] += operator.weights / 2
-    depth = operator.start + 2 * stride * (pairs - 1) + s + stride
-    return stack, AxialProjection(
-        depth, s + stride, stride=2 * stride, weights=weights, start=operator.start
-    )
 
 
 def self_train(
@@ -108,12 +101,13 @@ def self_train(
     generator = torch.Generator().manual_seed(seed)
     schedule = NoiseSchedule()
     optimiser = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    steps = STEPS if options.steps is None else options.steps
     sides = [side for source in sources for side in source.volume.shape]
     size = min(options.size, *sides) // ALIGN * ALIGN
     mixed = fast_bfloat16()
-    with Progress("adapt to the stack", options.steps, enabled=progress, callback=callback) as bar:
-        for step in range(options.steps):
-            rate = min((step + 1) / 10, 0.5 + 0.5 * math.cos(math.pi * step / options.steps))
+    with Progress("adapt to the stack", steps, enabled=progress, callback=callback) as bar:
+        for step in range(steps):
+            rate = min((step + 1) / 10, 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in optimiser.param_groups:
                 group["lr"] = options.learning_rate * rate
             coarse = len(operators) > 1 and rng.random() < options.coarse
@@ -134,26 +128,6 @@ def self_train(
             optimiser.step()
             bar.advance(1, note=f"error {float(loss.detach()):.2f} of interpolation")
     return denoiser.eval()
-
-
-def axial_error(
-    denoiser: Denoiser, projections: Tensor, operator: AxialProjection, blur: float
-) -> float:
-    """Squared error of the halves of a coarser stack, relative to linear interpolation."""
-    stack, coarse = coarser(projections, operator)
-    fine = AxialProjection(
-        coarse.depth,
-        operator.step_length,
-        stride=operator.stride,
-        weights=operator.weights,
-        start=operator.start,
-        count=2 * len(stack),
-    )
-    truth = projections[: 2 * len(stack)]
-    base = coarse.consistent(coarse.interpolate(stack), stack)
-    guess = coarse.consistent(posterior_mean(denoiser, stack, coarse, axial_blur=blur), stack)
-    error, reference = (float((fine(volume) - truth).square().mean()) for volume in (guess, base))
-    return error / max(reference, 1e-12)
 
 
 def lateral_sources(volume: Tensor, voxel_size: tuple[float, float, float] | None) -> list[Source]:
@@ -221,7 +195,7 @@ def adapt(
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> Adaptation:
-    """Adapt a denoiser to a stack, and choose its weights by the check along z.
+    """Choose by the check along z what to use on a stack, adapting a denoiser where it asks for it.
 
     Args:
         denoiser: where to start; it is not changed.
@@ -244,8 +218,19 @@ def adapt(
     obstacle = _obstacle(sources, operator)
     if obstacle:
         return Adaptation(denoiser, blur, False, {"skipped": obstacle})
-    candidates = {"as shipped": denoiser}
-    if train and options.steps > 0:
+    seen = _liveliest(projections, CHECK_SIDE)
+
+    def check(network: Denoiser) -> Check:
+        with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
+            found = check_along_z(network, seen, operator, blur)
+            bar.advance(1)
+        return found
+
+    candidates, checks = {"as shipped": denoiser}, {"as shipped": check(denoiser)}
+    called_for = (
+        checks["as shipped"].error > WANTING if options.steps is None else options.steps > 0
+    )
+    if train and called_for:
         operators = [operator, coarser(projections, operator)[1]]
         candidates["adapted"] = self_train(
             denoiser,
@@ -257,20 +242,16 @@ def adapt(
             progress=progress,
             callback=callback,
         )
-    seen = _liveliest(projections, CHECK_SIDE)
-    errors: dict[str, float] = {}
-    with Progress("check along z", len(candidates), enabled=progress, callback=callback) as bar:
-        for name, network in candidates.items():
-            error = axial_error(network, seen, operator, blur)
-            errors[name] = min(error, WORST) if math.isfinite(error) else WORST
-            bar.advance(1)
-    winner = min(errors, key=lambda name: errors[name])
-    evidence = {
+        checks["adapted"] = check(candidates["adapted"])
+    winner = min(checks, key=lambda name: checks[name].error)
+    network, trust = candidates[winner], checks[winner].trust
+    evidence: dict[str, Any] = {
         "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
-        "error": {name: round(error, 4) for name, error in errors.items()},
+        "error": {name: round(check.error, 4) for name, check in checks.items()},
+        "trust": round(trust, 3),
     }
-    if errors[winner] > 1.001:
-        # worse than interpolation where the truth is known: an untrained network is interpolation
-        untrained = Denoiser(denoiser.config).to(projections.device).eval()
-        return Adaptation(untrained, 0.0, False, {**evidence, "fallback": "interpolation"})
-    return Adaptation(candidates[winner], blur, winner == "adapted", evidence)
+    if trust == 0:
+        evidence["fallback"] = "interpolation"
+    if trust < 1:
+        network = trusted(network, trust)
+    return Adaptation(network, blur, winner == "adapted" and trust > 0, evidence)

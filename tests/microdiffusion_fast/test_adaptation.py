@@ -11,16 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microdiffusion_fast import adaptation
+from microdiffusion_fast import adaptation, adaptation_check
 from microdiffusion_fast.adaptation import (
     ASSUMED_BLUR,
     BLURS,
+    STEPS,
+    WANTING,
     AdaptOptions,
     adapt,
-    axial_error,
-    coarser,
     lateral_sources,
     self_train,
+)
+from microdiffusion_fast.adaptation_check import (
+    FULL_TRUST,
+    Check,
+    check_along_z,
+    coarser,
+    trusted,
 )
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.forward_model import AxialProjection
@@ -102,15 +109,16 @@ def test_coarser_of_disjoint_windows_has_twice_the_step_length() -> None:
         pytest.param(AxialProjection(30, 4, stride=6), id="gaps"),
     ],
 )
-def test_axial_error_of_interpolation_is_one(operator: AxialProjection) -> None:
+def test_the_check_finds_interpolation_as_good_as_interpolation(operator: AxialProjection) -> None:
     projections = operator(texture(operator.depth, 16, 16))
     for blur in (0.0, 2.5):
-        error = axial_error(Denoiser(TINY).eval(), projections, operator, blur)
-        assert error == pytest.approx(1.0, rel=1e-4)
+        found = check_along_z(Denoiser(TINY).eval(), projections, operator, blur)
+        assert found.error == pytest.approx(1.0, rel=1e-4)
 
 
-def test_axial_error_tells_good_from_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 for the volume itself, between for one half as wrong, large for rubbish."""
+def test_the_check_tells_good_from_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Error 0 for the volume itself, a quarter for half of the way, large for rubbish; the share
+    says how much further to go."""
     volume = texture(24, 16, 16)
     projections = OPERATOR(volume)
     guesses: dict[str, Tensor] = {}
@@ -119,13 +127,33 @@ def test_axial_error_tells_good_from_bad(monkeypatch: pytest.MonkeyPatch) -> Non
     guesses["truth"] = volume
     guesses["half"] = (volume + interpolated) / 2
     guesses["rubbish"] = torch.rand(volume.shape, generator=torch.Generator().manual_seed(0))
-    errors = {}
+    guesses["opposite"] = 2 * interpolated - volume
+    guesses["broken"] = volume * math.nan
+    found = {}
     for name, guess in guesses.items():
-        monkeypatch.setattr(adaptation, "posterior_mean", lambda *a, g=guess, **k: g)
-        errors[name] = axial_error(Denoiser(TINY), projections, OPERATOR, 0.0)
-    assert errors["truth"] < 1e-6
-    assert errors["half"] == pytest.approx(0.25, rel=1e-3)
-    assert errors["rubbish"] > 1
+        monkeypatch.setattr(adaptation_check, "posterior_mean", lambda *a, g=guess, **k: g)
+        found[name] = check_along_z(Denoiser(TINY), projections, OPERATOR, 0.0)
+    assert found["truth"].error < 1e-6 and found["truth"].share == pytest.approx(1, abs=1e-4)
+    assert found["half"].error == pytest.approx(0.25, rel=1e-3)
+    assert found["half"].share == pytest.approx(2, rel=1e-3)
+    assert found["rubbish"].error > 1 and found["rubbish"].share < 0.5
+    assert found["opposite"].share == pytest.approx(-1, rel=1e-3)
+    assert found["opposite"].trust == 0 and found["half"].trust == 1
+    assert found["broken"].error > 1e5 and found["broken"].trust == 0
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0])
+def test_trust_scales_the_change_to_interpolation(factor: float) -> None:
+    denoiser, projections = randomised(), OPERATOR(texture(24, 16, 16))
+    before = weights_of(denoiser)
+    linear = OPERATOR.interpolate(projections)
+    whole, part = (
+        adaptation_check.posterior_mean(network, projections, OPERATOR) - linear
+        for network in (denoiser, trusted(denoiser, factor))
+    )
+    assert whole.abs().max() > 0.1
+    torch.testing.assert_close(part, factor * whole, rtol=0, atol=1e-5)
+    assert unchanged(denoiser, before)
 
 
 # --- sources ---
@@ -226,6 +254,45 @@ def test_a_harmful_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.denoiser is denoiser
     errors = result.evidence["error"]
     assert errors["adapted"] > errors["as shipped"]
+    assert result.evidence["trust"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "steps"),
+    [
+        (None, WANTING - 0.01, 0),
+        (None, WANTING + 0.01, STEPS),
+        (AdaptOptions(steps=7), 0.1, 7),
+        (AdaptOptions(steps=0), 2.0, 0),
+    ],
+)
+def test_training_is_for_stacks_that_need_it(
+    options: AdaptOptions | None, error: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its steps are given: then it is done, and checked, all the same."""
+    trained: list[int] = []
+
+    def train(network: Denoiser, *_: Any, options: AdaptOptions, **__: Any) -> Denoiser:
+        trained.append(STEPS if options.steps is None else options.steps)
+        return randomised(1)
+
+    monkeypatch.setattr(adaptation, "self_train", train)
+    monkeypatch.setattr(adaptation, "check_along_z", lambda *a: Check(error, 1.0))
+    adapt(Denoiser(TINY).eval(), OPERATOR(texture(24, 32, 32)), OPERATOR, options=options)
+    assert sum(trained) == steps
+
+
+@pytest.mark.parametrize("share", [1.3, FULL_TRUST, 0.5 * FULL_TRUST])
+def test_the_winner_is_trusted_as_far_as_the_check_says(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser, projections = randomised(), OPERATOR(texture(24, 32, 32))
+    monkeypatch.setattr(adaptation, "check_along_z", lambda *a: Check(0.7, share))
+    result = adapt(denoiser, projections, OPERATOR)
+    assert result.evidence["trust"] == pytest.approx(min(1, share / FULL_TRUST))
+    assert (result.denoiser is denoiser) == (share >= FULL_TRUST)
+    weight, shipped = (n.head.conv_out.weight for n in (result.denoiser, denoiser))
+    torch.testing.assert_close(weight, shipped * min(1, share / FULL_TRUST))
 
 
 def test_a_diverged_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,12 +317,12 @@ def test_training_and_check_know_the_blur(
         trained.append(tuple(blurs))
         return better
 
-    def error(network: Denoiser, projections: Tensor, operator: Any, blur: float) -> float:
+    def check(network: Denoiser, projections: Tensor, operator: Any, blur: float) -> Check:
         checked.append(blur)
-        return 0.5 if network is better else 0.6
+        return Check(0.5 if network is better else 0.6, 1.0)
 
     monkeypatch.setattr(adaptation, "self_train", train)
-    monkeypatch.setattr(adaptation, "axial_error", error)
+    monkeypatch.setattr(adaptation, "check_along_z", check)
     projections = OPERATOR(texture(24, 32, 32))
     result = adapt(denoiser, projections, OPERATOR, axial_blur=stated, options=QUICK)
     assert result.accepted and result.denoiser is better and result.axial_blur == used
@@ -267,10 +334,15 @@ def test_what_loses_to_interpolation_becomes_interpolation(
 ) -> None:
     harmful = randomised(3)
     projections = OPERATOR(texture(24, 32, 32))
-    assert axial_error(harmful, projections, OPERATOR, 0.0) > 1.1
+    found = check_along_z(harmful, projections, OPERATOR, ASSUMED_BLUR)
+    assert found.error > 1.1 and found.share < 0.5
+    with torch.no_grad():  # the better change is the opposite one: nothing is left to trust
+        for parameter in harmful.head.conv_out.parameters():
+            parameter.mul_(-1 if found.share > 0 else 1)
     result = adapt(harmful, projections, OPERATOR, train=False)
     assert not result.accepted and result.evidence["fallback"] == "interpolation"
-    assert axial_error(result.denoiser, projections, OPERATOR, 0.0) == pytest.approx(1, abs=1e-4)
+    restored = check_along_z(result.denoiser, projections, OPERATOR, 0.0)
+    assert restored.error == pytest.approx(1, abs=1e-4)
 
 
 def test_the_check_looks_where_something_changes() -> None:
@@ -355,5 +427,5 @@ def test_adaptation_may_be_cancelled() -> None:
             OPERATOR(texture(24, 32, 32)),
             OPERATOR,
             options=QUICK,
-            callback=lambda event: False,
+            callback=lambda event: event.stage != "adapt to the stack",
         )
