@@ -16,7 +16,6 @@ from microdiffusion_fast.adaptation import (
     ASSUMED_BLUR,
     BLURS,
     STEPS,
-    WANTING,
     AdaptOptions,
     adapt,
     lateral_sources,
@@ -258,16 +257,16 @@ def test_a_harmful_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "steps"),
+    ("options", "share", "steps"),
     [
-        (None, WANTING - 0.01, 0),
-        (None, WANTING + 0.01, STEPS),
-        (AdaptOptions(steps=7), 0.1, 7),
-        (AdaptOptions(steps=0), 2.0, 0),
+        (None, FULL_TRUST + 0.01, 0),
+        (None, FULL_TRUST - 0.01, STEPS),
+        (AdaptOptions(steps=7), 1.0, 7),
+        (AdaptOptions(steps=0), 0.1, 0),
     ],
 )
 def test_training_is_for_stacks_that_need_it(
-    options: AdaptOptions | None, error: float, steps: int, monkeypatch: pytest.MonkeyPatch
+    options: AdaptOptions | None, share: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless its steps are given: then it is done, and checked, all the same."""
     trained: list[int] = []
@@ -277,7 +276,7 @@ def test_training_is_for_stacks_that_need_it(
         return randomised(1)
 
     monkeypatch.setattr(adaptation, "self_train", train)
-    monkeypatch.setattr(adaptation, "check_along_z", lambda *a: Check(error, 1.0))
+    monkeypatch.setattr(adaptation, "check_along_z", lambda *a: Check(0.9, share))
     adapt(Denoiser(TINY).eval(), OPERATOR(texture(24, 32, 32)), OPERATOR, options=options)
     assert sum(trained) == steps
 
@@ -288,7 +287,7 @@ def test_the_winner_is_trusted_as_far_as_the_check_says(
 ) -> None:
     denoiser, projections = randomised(), OPERATOR(texture(24, 32, 32))
     monkeypatch.setattr(adaptation, "check_along_z", lambda *a: Check(0.7, share))
-    result = adapt(denoiser, projections, OPERATOR)
+    result = adapt(denoiser, projections, OPERATOR, train=False)
     assert result.evidence["trust"] == pytest.approx(min(1, share / FULL_TRUST))
     assert (result.denoiser is denoiser) == (share >= FULL_TRUST)
     weight, shipped = (n.head.conv_out.weight for n in (result.denoiser, denoiser))
