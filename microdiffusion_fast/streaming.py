@@ -14,8 +14,8 @@ import torch
 
 from .adaptation import AdaptOptions
 from .denoiser import Denoiser, load_denoiser
+from .preset_fast import GAMMA, MEAN_STEPS, SAMPLER
 from .progress import Progress, ProgressCallback
-from .reconstruct import GAMMA, MEAN_STEPS, SAMPLER
 from .schedule import SamplingPlan, make_plan
 from .store_layout import Layout
 from .store_output import OutputStore, is_finished
