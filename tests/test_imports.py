@@ -57,7 +57,7 @@ OUTERMOST = len(LAYERS) - 1
 SAMPLER_NEVER = {"inr", "io", "projections"}
 KERNELS_MAY = {"torch", "numpy"} | set(sys.stdlib_module_names)
 HEAVY = {"triton", "tinycudann", "matplotlib", "dask", "zarr", "tifffile", "typer", "rich"}
-HEAVY |= {"skimage", "napari"}
+HEAVY |= {"skimage", "napari", "qtpy", "diffusers", "torchmetrics"}
 
 
 @dataclass(frozen=True)
