@@ -34,6 +34,7 @@ from .training_step import fast_bfloat16, training_loss
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
 STEPS = 100  # of self-training where it is called for
+DOUBT = 0.5  # the trust below which it is: above it training cost time and gained little or lost
 ASSUMED_BLUR = 1.5  # in slices, where none is stated: microscopes are softer along z than across
 
 
@@ -43,7 +44,7 @@ class AdaptOptions:
 
     Attributes:
         steps: optimiser steps; their number, not the clock, is the budget, for the same bits.
-            None is `STEPS` where the check does not trust the weights fully, and none elsewhere.
+            None is `STEPS` where the check trusts less than `DOUBT`, and none elsewhere.
         windows: windows a step sees, each with its slices.
         size: side of a window in pixels.
         learning_rate: peak, after a short warm-up; falls to nothing as a cosine.
@@ -228,7 +229,7 @@ def adapt(
     candidates, checks = {"as shipped": denoiser}, {"as shipped": check(denoiser)}
     steps = options.steps
     if steps is None:
-        steps = STEPS if checks["as shipped"].trust < 1 else 0
+        steps = STEPS if checks["as shipped"].trust < DOUBT else 0
     if train and steps > 0:
         operators = [operator, coarser(projections, operator)[1]]
         candidates["adapted"] = self_train(

@@ -15,6 +15,7 @@ from microdiffusion_fast import adaptation, adaptation_check
 from microdiffusion_fast.adaptation import (
     ASSUMED_BLUR,
     BLURS,
+    DOUBT,
     STEPS,
     AdaptOptions,
     adapt,
@@ -259,8 +260,8 @@ def test_a_harmful_candidate_is_rejected(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("options", "share", "steps"),
     [
-        (None, FULL_TRUST + 0.01, 0),
-        (None, FULL_TRUST - 0.01, STEPS),
+        (None, DOUBT * FULL_TRUST + 0.01, 0),
+        (None, DOUBT * FULL_TRUST - 0.01, STEPS),
         (AdaptOptions(steps=7), 1.0, 7),
         (AdaptOptions(steps=0), 0.1, 0),
     ],
