@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adaptation_check import Check, check_along_z, coarser, trusted
+from .adaptation_check import (
+    FULL_TRUST,
+    check_along_z,
+    check_laterally,
+    coarser,
+    liveliest,
+    trusted,
+)
 from .denoiser import ALIGN, Denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
@@ -34,7 +41,7 @@ from .training_step import fast_bfloat16, training_loss
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
 STEPS = 100  # of self-training where it is called for
-DOUBT = 0.5  # the trust below which it is: above it training cost time and gained little or lost
+DOUBT = 0.6  # the trust below which it is: above it training cost time and gained little or lost
 ASSUMED_BLUR = 1.5  # in slices, where none is stated: microscopes are softer along z than across
 
 
@@ -172,16 +179,6 @@ def _obstacle(sources: Sequence[Source], operator: AxialProjection) -> str | Non
     return None
 
 
-def _liveliest(images: Tensor, side: int) -> Tensor:
-    """The square of images [K, Y, X] in which neighbouring projections differ most."""
-    height, width = images.shape[1:]
-    tall, wide = min(side, height), min(side, width)
-    change = (images[1:] - images[:-1]).square().mean(0)
-    means = F.avg_pool2d(change[None, None], (tall, wide), stride=8)[0, 0]
-    top, left = divmod(int(means.argmax()), means.shape[1])
-    return images[:, 8 * top : 8 * top + tall, 8 * left : 8 * left + wide]
-
-
 def adapt(
     denoiser: Denoiser,
     projections: Tensor,
@@ -218,18 +215,24 @@ def adapt(
     obstacle = _obstacle(sources, operator)
     if obstacle:
         return Adaptation(denoiser, blur, False, {"skipped": obstacle})
-    seen = _liveliest(projections, CHECK_SIDE)
+    seen = liveliest(projections, CHECK_SIDE)
 
-    def check(network: Denoiser) -> Check:
-        with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
-            found = check_along_z(network, seen, operator, blur)
-            bar.advance(1)
-        return found
-
-    candidates, checks = {"as shipped": denoiser}, {"as shipped": check(denoiser)}
+    candidates = {"as shipped": denoiser}
+    with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
+        checks = {"as shipped": check_along_z(denoiser, seen, operator, blur)}
+        bar.advance(1)
+    trust = checks["as shipped"].share / FULL_TRUST
+    evidence: dict[str, Any] = {
+        "check": "squared error of known halves of a coarser stack; 1 is linear interpolation"
+    }
+    if trust < 1 and math.isfinite(trust):
+        # the task of this check is the harder one: distrust needs a second witness
+        lateral = [check_laterally(denoiser, source, operator, blur) for source in sources]
+        evidence["lateral"] = [round(check.error, 4) for check in lateral]
+        trust = max([trust, *(check.share / FULL_TRUST for check in lateral)])
     steps = options.steps
     if steps is None:
-        steps = STEPS if checks["as shipped"].trust < DOUBT else 0
+        steps = STEPS if trust < DOUBT else 0
     if train and steps > 0:
         operators = [operator, coarser(projections, operator)[1]]
         candidates["adapted"] = self_train(
@@ -242,14 +245,16 @@ def adapt(
             progress=progress,
             callback=callback,
         )
-        checks["adapted"] = check(candidates["adapted"])
+        with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
+            checks["adapted"] = check_along_z(candidates["adapted"], seen, operator, blur)
+            bar.advance(1)
     winner = min(checks, key=lambda name: checks[name].error)
-    network, trust = candidates[winner], checks[winner].trust
-    evidence: dict[str, Any] = {
-        "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
-        "error": {name: round(check.error, 4) for name, check in checks.items()},
-        "trust": round(trust, 3),
-    }
+    if winner == "adapted":  # it has learnt the lateral axes by heart
+        trust = checks[winner].share / FULL_TRUST
+    trust = min(1.0, max(0.0, trust))
+    network = candidates[winner]
+    evidence["error"] = {name: round(check.error, 4) for name, check in checks.items()}
+    evidence["trust"] = round(trust, 3)
     if trust == 0:
         evidence["fallback"] = "interpolation"
     if trust < 1:

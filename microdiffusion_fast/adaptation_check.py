@@ -1,4 +1,4 @@
-"""The check along the true axis: how well a denoiser does on a stack where the truth is known.
+"""How well a denoiser does on a stack where the truth is known: along the true axis and laterally.
 
 Pairs of projections, averaged, make a coarser stack whose halves were acquired. Nothing but
 acquired data enters. It works at twice the step length, so it judges the task by a harder one.
@@ -11,14 +11,17 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .forward_model import AxialProjection
 from .inference import posterior_mean
+from .training_data import Source, blur_depth
 
 WORST = 1e6  # stands for an error that is not a number
-FULL_TRUST = 0.8  # the check is harder than the task: a share it finds is worth more than it says
+FULL_TRUST = 0.9  # the share of its own change from which a denoiser is followed all the way
+LATERAL_SIDE = 64  # pixels of a mock stack
 
 
 class Check(NamedTuple):
@@ -30,11 +33,6 @@ class Check(NamedTuple):
 
     error: float
     share: float
-
-    @property
-    def trust(self) -> float:
-        """The factor to scale the change by, from 0 to 1."""
-        return min(1.0, max(0.0, self.share / FULL_TRUST))
 
 
 def coarser(projections: Tensor, operator: AxialProjection) -> tuple[Tensor, AxialProjection]:
@@ -67,7 +65,31 @@ def check_along_z(
     linear = coarse.consistent(coarse.interpolate(stack), stack)
     guess = coarse.consistent(posterior_mean(denoiser, stack, coarse, axial_blur=blur), stack)
     wanted = projections[: 2 * len(stack)] - fine(linear)
-    change = fine(guess - linear)
+    return _compare(fine(guess - linear), wanted)
+
+
+def check_laterally(
+    denoiser: Denoiser, source: Source, operator: AxialProjection, blur: float
+) -> Check:
+    """How well a denoiser restores a volume whose lateral axis plays the depth.
+
+    It is done at the step length itself, unlike the other, but on another axis: it says whether
+    the structures are of a kind that the denoiser knows. The depth is blurred by what is stated.
+    """
+    mock = blur_depth(source.volume.movedim(source.depth_axes[0], 0).float(), blur)
+    mock = liveliest(mock[: 2 * LATERAL_SIDE], LATERAL_SIDE).contiguous()
+    lateral = AxialProjection(
+        len(mock), operator.step_length, stride=operator.stride, weights=operator.weights
+    )
+    stack = lateral(mock)
+    linear = lateral.consistent(lateral.interpolate(stack), stack)
+    guess = lateral.consistent(posterior_mean(denoiser, stack, lateral, axial_blur=blur), stack)
+    covered = lateral.covered
+    return _compare((guess - linear)[covered], (mock - linear)[covered])
+
+
+def _compare(change: Tensor, wanted: Tensor) -> Check:
+    """What a denoiser adds to interpolation, against what there was to add."""
     error, reference = (float(x.square().mean()) for x in (wanted - change, wanted))
     error /= max(reference, 1e-12)
     power = float(change.square().mean())
@@ -75,6 +97,16 @@ def check_along_z(
     if not math.isfinite(error):
         return Check(WORST, 0.0)
     return Check(min(error, WORST), share)
+
+
+def liveliest(images: Tensor, side: int) -> Tensor:
+    """The square of images [K, Y, X] in which neighbours differ most."""
+    height, width = images.shape[1:]
+    tall, wide = min(side, height), min(side, width)
+    change = (images[1:] - images[:-1]).square().mean(0)
+    means = F.avg_pool2d(change[None, None], (tall, wide), stride=8)[0, 0]
+    top, left = divmod(int(means.argmax()), means.shape[1])
+    return images[:, 8 * top : 8 * top + tall, 8 * left : 8 * left + wide]
 
 
 def trusted(denoiser: Denoiser, factor: float) -> Denoiser:
