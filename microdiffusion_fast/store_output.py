@@ -90,8 +90,8 @@ class OutputStore:
                 self.image, self.target.name.removesuffix(".zarr").removesuffix(".ome")
             )
             for file in sorted(self.image.rglob("zarr.json")):
-                _flush(file)
-                _flush(file.parent)
+                flush(file)
+                flush(file.parent)
             write_durably(record, json.dumps(self.run, indent=1).encode())
         self._arrays = [_open_array(self.image / str(number)) for number in range(len(self.levels))]
 
@@ -127,10 +127,10 @@ class OutputStore:
             for shard in files:
                 self._arrays[level][shard.slices] = data[shard.within(core)]
             for file in files.values():
-                _flush(file)
+                flush(file)
             for folder in {file.parent for file in files.values()}:
                 while folder != self.image:
-                    _flush(folder)
+                    flush(folder)
                     folder = folder.parent
             for shard, file in files.items():
                 record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
@@ -175,11 +175,11 @@ class OutputStore:
         with _place(self.target):
             group = zarr.open_group(self.image, mode="r+")
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
-            _flush(self.image / "zarr.json")
-            _flush(self.image)
+            flush(self.image / "zarr.json")
+            flush(self.image)
             old = self.folder / "old"
             _replace_folder(self.image, self.target, old)
-            _flush(self.target.parent)
+            flush(self.target.parent)
             shutil.rmtree(self.folder)
         return self.target
 
@@ -210,10 +210,10 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have a file, or the entries of a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -20,7 +20,7 @@ from .io_common import Image, load_json
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
 from .reconstruct import noise_to_signal
-from .store_output import write_durably
+from .store_output import flush, write_durably
 from .store_source import StoredStack
 from .tile_survey import lesson, survey
 
@@ -75,9 +75,21 @@ class Prepared:
     evidence: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        save_denoiser(folder / "network.safetensors", self.denoiser)
+        """Keep it for a resumed run.
+
+        Raises:
+            InputError: the place cannot be written, or has no room.
+        """
+        from safetensors import SafetensorError
+
         values = {name: value for name, value in vars(self).items() if name != "denoiser"}
-        write_durably(folder / "prepared.json", json.dumps(values).encode())
+        try:
+            save_denoiser(folder / "network.safetensors", self.denoiser)
+            flush(folder / "network.safetensors")
+            write_durably(folder / "prepared.json", json.dumps(values).encode())
+        except (OSError, SafetensorError) as error:
+            expected = "a place that can be written and has room"
+            raise InputError("output", expected, f"{folder} ({error})") from error
 
     @classmethod
     def load(cls, folder: Path) -> Prepared | None:

@@ -23,6 +23,7 @@ from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
+from microdiffusion_fast.streaming_prepare import Prepared
 
 CHUNKS = (6, 8, 8)
 SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
@@ -156,6 +157,12 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
             stream_reconstruct(tmp_path / "p.npy", tmp_path / "v.zarr", **options)  # type: ignore[arg-type]
         assert caught.value.argument == argument
         assert "\n" not in str(caught.value)
+
+
+def test_no_room_for_the_weights_is_one_clear_line(tmp_path: Path) -> None:
+    ready = Prepared(Denoiser(), 0.0, 1.0, 1.5, None, {})
+    with pytest.raises(InputError, match="^output: expected a place that can be written"):
+        ready.save(tmp_path / "nowhere")
 
 
 KILLED = """
