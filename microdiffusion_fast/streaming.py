@@ -14,6 +14,7 @@ import torch
 
 from .adaptation import AdaptOptions
 from .denoiser import Denoiser, load_denoiser
+from .device import resolve_device
 from .preset_fast import GAMMA, MEAN_STEPS, SAMPLER
 from .progress import Progress, ProgressCallback
 from .schedule import SamplingPlan, make_plan
@@ -73,7 +74,7 @@ def stream_reconstruct(
     seed: int = 0,
     memory: int | str = "4GiB",
     chunks: Sequence[int] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     resume: bool = True,
     overwrite: bool = False,
     plan_only: bool = False,
@@ -118,6 +119,7 @@ def stream_reconstruct(
         depth=depth,
         voxel_size=voxel_size,
     )
+    place = resolve_device(device, torch.device("cpu"))
     training = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
     network = load_denoiser(None if denoiser is None else Path(denoiser))
     shape = (geometry.depth, *stack.shape[1:])
@@ -167,7 +169,7 @@ def stream_reconstruct(
     def recipe_of(ready: Prepared) -> TileRecipe:
         plan = plan_of(MEAN_STEPS if steps is None else steps, ready.noise_to_signal)
         return TileRecipe(
-            denoiser=ready.denoiser.to(device).eval(),
+            denoiser=ready.denoiser.eval(),
             operator=geometry.operator,
             shape=shape,
             intensity=(ready.low, ready.high),
@@ -208,9 +210,10 @@ def stream_reconstruct(
                 callback=callback,
             )
             ready.save(store.folder)
+        ready.denoiser.to(place)
         reader = SlidingReader(stack)
         resumed = _run_tiles(
-            plan, recipe_of(ready), reader, store, device, progress=progress, callback=callback
+            plan, recipe_of(ready), reader, store, place, progress=progress, callback=callback
         )
         with Progress(
             "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
@@ -236,7 +239,7 @@ def _run_tiles(
     recipe: TileRecipe,
     reader: SlidingReader,
     store: OutputStore,
-    device: str | torch.device,
+    place: torch.device,
     *,
     progress: bool,
     callback: ProgressCallback | None,
@@ -250,7 +253,7 @@ def _run_tiles(
             if all(store.has(shard) for shard in plan.shards_of(tile)):
                 resumed += 1
             else:
-                images = torch.from_numpy(reader.read(tile.read)).to(device)
+                images = torch.from_numpy(reader.read(tile.read)).to(place)
                 core, _ = reconstruct_tile(tile, images, recipe)
                 store.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
             bar.advance(1)

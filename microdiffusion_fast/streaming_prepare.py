@@ -17,9 +17,9 @@ from .denoiser import Denoiser, load_denoiser, save_denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
 from .io_common import Image, load_json
+from .preset import noise_to_signal
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
-from .reconstruct import noise_to_signal
 from .store_output import flush, write_durably
 from .store_source import StoredStack
 from .tile_survey import lesson, survey

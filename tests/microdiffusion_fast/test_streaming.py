@@ -151,6 +151,7 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
         ({}, "step_length"),
         ({"step_length": 4, "depth": 90}, "projections"),
         ({"step_length": 4, "memory": "much"}, "memory"),
+        ({"step_length": 4, "device": "abacus"}, "device"),
         ({"step_length": 4, "weights": [1.0, 1.0]}, "weights"),
     ):
         with pytest.raises(InputError) as caught:
