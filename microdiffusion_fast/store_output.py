@@ -55,6 +55,8 @@ class OutputStore:
         resume: bool = True,
         overwrite: bool = False,
     ) -> None:
+        if not Path(path).name.lower().endswith(".zarr"):
+            raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
         self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
         self.layout, self.levels = layout, layout.levels
         self.folder = self.target.with_name(f".{self.target.name}.partial")

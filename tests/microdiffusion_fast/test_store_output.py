@@ -141,6 +141,14 @@ def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
     assert verify(tmp_path / "v.zarr").ok
 
 
+def test_places_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^output: expected a name ending in .ome.zarr"):
+        store_at(tmp_path / "v.tif")
+    with pytest.raises(InputError, match="^path: expected a file in an existing folder"):
+        store_at(tmp_path / "nowhere" / "v.zarr")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with store_at(tmp_path / "v.zarr"):
         with pytest.raises(InputError, match="no other process is writing"):
