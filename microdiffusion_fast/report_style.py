@@ -111,9 +111,11 @@ def show(
     return drawn
 
 
-def contrast(image: Volume) -> tuple[float, float]:
-    """The intensities to show black and white, so that single bright pixels do not decide."""
-    low, high = (float(v) for v in np.percentile(image, (0.5, 99.8)))
+def contrast(image: Volume, brightest: float = 99.8) -> tuple[float, float]:
+    """The intensities to show black and white, so that the brightest pixels, beyond that
+    percentile, do not decide.
+    """
+    low, high = (float(v) for v in np.percentile(image, (0.5, brightest)))
     return (low, high) if high > low else (low, low + 1.0)
 
 
