@@ -16,6 +16,7 @@ import pytest
 from microdiffusion_fast import experiments_methods, experiments_networks, metrics
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.experiments import Sweep, sweep_gamma, sweep_step_length
+from microdiffusion_fast.paper_recipe import PaperTraining
 from microdiffusion_fast.paper_unet import PaperConfig
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.reconstruct import reconstruct
@@ -282,13 +283,36 @@ def test_the_adapted_denoiser_is_shared(
     assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_paper_preset_trains_at_every_gamma_and_resumes(
-    truth: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = PaperConfig(channels=8, multipliers=(1, 2), blocks=1, groups=4)
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's network, too small to learn anything, and quick."""
+    network = PaperConfig(channels=8, multipliers=(1, 2), blocks=1, groups=4)
     real = experiments_networks.PaperNetwork._recipe
-    recipe = lambda self: replace(real(self), network=small, batch=2)  # noqa: E731
+
+    def recipe(self: experiments_networks.PaperNetwork) -> PaperTraining:
+        return replace(real(self), network=network, batch=2)
+
     monkeypatch.setattr(experiments_networks.PaperNetwork, "_recipe", recipe)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_paper_preset_beside_the_others(
+    lengths: Sweep, truth: np.ndarray, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"preset": "paper", "train_steps": 1, **QUICK}
+    made = sweep_step_length(truth, tmp_path / "out", step_lengths=(4,), **options)
+    assert [row["method"] for row in made.rows] == [*SIMPLE, "fourier-inr", "paper"]
+    simple = [row for row in lengths.rows if row["step_length"] == 4]
+    assert list(made.rows[: len(SIMPLE)]) == simple
+    paper = made.metrics["rows"][-1]
+    assert paper["steps"] == 8 and paper["seconds"] > 0  # exact at gamma 0.9
+    assert not list((tmp_path / "out" / "cells").glob("training*"))
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_paper_preset_trains_at_every_gamma_and_resumes(
+    truth: np.ndarray, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {
         "gammas": (0.0, 0.9),
         "step_length": 4,
