@@ -64,12 +64,16 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
         words = "off"
     elif adaptation.get("accepted"):
         words = "accepted"
+    elif shipped is not None and adapted is None:
+        words = "not needed"
     else:
         words = "not accepted, the weights stay as they were"
     parts = [f"adaptation: {words}"]
     if shipped is not None:
         change = f"{shipped:.3f}" + ("" if adapted is None else f" before, {adapted:.3f} after")
         parts.append(f"squared error along z, 1 being interpolation: {change}")
+    if adaptation.get("trust", 1) < 1:
+        parts.append(f"what the network adds is scaled by {adaptation['trust']:g}")
     parts.append(f"axial blur {adaptation.get('axial_blur', 0):g} slices")
     return "; ".join(parts)
 

@@ -141,8 +141,10 @@ def reconstruct(
         samples: chains to draw; 2 or more give the uncertainty. The volume is their mean; where it
             is the posterior mean instead (above), the chains take 4 steps.
         consistency: "hard" makes the projections of the result equal the input to rounding.
-        adapt: for "fast": self-train on this stack, and keep it only if a check along z says so.
-        adapt_steps: budget of that training in optimiser steps.
+        adapt: for "fast": check the weights on this stack, follow them as far as the check allows,
+            and train them on the stack itself where that is not far. False checks only.
+        adapt_steps: optimiser steps of that training; a number always trains, None 100 steps where
+            they are called for.
         axial_blur: sigma in slices by which the volume is softer along z than across, where it is
             known; None assumes 1.5.
         denoiser: checkpoint (.safetensors). None is the one that ships; for "paper" it trains one

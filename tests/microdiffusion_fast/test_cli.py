@@ -427,6 +427,9 @@ def test_the_line_on_the_adaptation() -> None:
     assert adaptation_line({**FOUND, "accepted": False}).startswith(
         f"adaptation: not accepted, the weights stay as they were; {scale}: 0.500 before"
     )
+    alone = {**FOUND, "accepted": False, "error": {"as shipped": 0.713}, "trust": 0.4}
+    assert adaptation_line(alone).startswith("adaptation: not needed; ")
+    assert "scaled by 0.4" in adaptation_line(alone)
     off = {"accepted": False, "axial_blur": 0.0, "error": before}
     assert adaptation_line(off, asked=False) == (
         f"adaptation: off; {scale}: 0.500; axial blur 0 slices"
