@@ -37,7 +37,7 @@ _LAZY = {
     "simulate_volume": "simulate",
     "write_volume": "io",
 }
-_MODULES = ("metrics", "kernels", "simulate", "training")
+_MODULES = ("metrics", "kernels", "simulate", "training", "experiments")
 
 __all__ = [*_LAZY, "__version__", "metrics"]
 

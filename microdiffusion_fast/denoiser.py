@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.constants import constant
+from .tensor_files import read_tensors, write_tensors
 
 CONTEXT = 2  # projections seen on either side of the window
 ALIGN = 4  # the encoder halves the image twice
@@ -240,34 +241,6 @@ class Denoiser(nn.Module):
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata)
-    part.chmod(0o644)  # safetensors writes for the owner alone
-    part.replace(path)
-
-
-def read_tensors(
-    path: Path, argument: str, expected: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        InputError: the file is not one; names `argument` and says what was `expected`.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(argument, expected, f"{path}: {error}") from None
 
 
 def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = None) -> None:

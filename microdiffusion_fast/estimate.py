@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .exact import Probe, exact_plan, sample_exact
 from .forward_model import AxialProjection
 from .graph import ChainGraph
@@ -61,8 +62,12 @@ def estimate(
         progress, callback: as in `Progress`.
 
     Raises:
-        InputError: `tol` cannot be kept.
+        InputError: `tol` cannot be kept, or several exact chains would be the same.
     """
+    if tol is not None and chains > 1 and not plan.uses("d"):
+        # it forgets the noise it starts from, and no other is drawn
+        expected = "1 for exact steps of a sampler that draws no noise: all would be the same"
+        raise InputError("samples", expected, chains)
     many = partial(
         run_chains,
         denoise,

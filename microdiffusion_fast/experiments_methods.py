@@ -154,7 +154,7 @@ def gamma_tasks(
     for gamma in gammas:
         entries = {
             kind: [
-                Entry(name, {"gamma": gamma, "gamma_schedule": kind}, f"gamma-{gamma:g}-{kind}")
+                Entry(name, {"gamma": gamma, "gamma_schedule": kind}, f"gamma-{gamma!r}-{kind}")
                 for name in chain_names(options)
             ]
             for kind in schedules
@@ -197,7 +197,7 @@ def _paper_chains(
     """All schedules at one gamma, by the paper's network, trained once for them."""
 
     def compute(wanted: set[str], callback: ProgressCallback) -> Iterator[Made]:
-        name = f"gamma-{gamma:g}"
+        name = f"gamma-{gamma!r}"
         with PaperNetwork(store, stack, options, callback, name=name, gamma=gamma) as network:
             for kind, entries in _missing(chains, wanted):
                 yield from _chain(entries, network.reconstruct(schedule=kind), stack)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from microdiffusion_fast.cli_support import OUTPUT, check_writable, to_json
-from microdiffusion_fast.denoiser import read_tensors, write_tensors
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io_output import staged
+from microdiffusion_fast.tensor_files import read_tensors, write_tensors
 
 IDENTITY = "sweep.json"
 _BEGUN = {IDENTITY, "cells"}  # what a sweep without any cell may have left

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from .denoiser import read_tensors, write_tensors
 from .errors import InputError
 from .inr import FourierINR
 from .paper_recipe import PaperTraining, StackRecord, difference, recipe_record
 from .paper_unet import PaperDenoiser
 from .projections import Projections
 from .schedule import NoiseSchedule
+from .tensor_files import read_tensors, write_tensors
 from .training_state import part
 
 FORMAT = "microdiffusion_fast.paper/1"

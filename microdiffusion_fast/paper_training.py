@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .denoiser import read_tensors, write_tensors
 from .errors import InputError
 from .inr import FourierINR, fit_inr
 from .paper_checkpoint import save_paper
@@ -29,12 +28,15 @@ from .paper_unet import PaperDenoiser
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .schedule import NoiseSchedule
+from .tensor_files import read_tensors, write_tensors
 from .training_state import TrainingState, checked_output, part, state_path
 from .training_step import fast_bfloat16
 
 __all__ = ["PaperTraining", "train_paper"]
 
-_CALIBRATION = 32  # projections from which E_img takes the statistics that it samples with
+# Projections from which E_img takes the statistics that it samples with: one batch, 1 KiB a pixel.
+_CALIBRATION = 32
+_CALIBRATION_PIXELS = 1 << 20
 
 
 def train_paper(
@@ -135,10 +137,14 @@ def _stepper(run: _Run, ranks: Ranks, mine: slice) -> Callable[[], float]:
 
 
 def learning_rate(training: PaperTraining, step: int) -> float:
-    """Linear warm-up to the peak, then a cosine that would reach 0 one step after the last."""
-    if step < training.warm_up:
-        return training.learning_rate * (step + 1) / training.warm_up
-    share = (step - training.warm_up) / max(training.steps - training.warm_up, 1)
+    """Linear warm-up to the peak, then a cosine that would reach 0 one step after the last.
+
+    The warm-up takes a tenth of the steps at most: a short training, too, has its peak.
+    """
+    warm_up = min(training.warm_up, training.steps // 10)
+    if step < warm_up:
+        return training.learning_rate * (step + 1) / warm_up
+    share = (step - warm_up) / max(training.steps - warm_up, 1)
     return training.learning_rate * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
@@ -202,7 +208,8 @@ class _Run(TrainingState):
         """Write the checkpoint and its card."""
         averaged = PaperDenoiser(self.training.network).to(self.images.device)
         averaged.load_state_dict(self.averaged)
-        spread = -(-len(self.images) // _CALIBRATION)
+        most = max(2, min(_CALIBRATION, _CALIBRATION_PIXELS // self.images[0].numel()))
+        spread = -(-len(self.images) // most)
         averaged.image_encoder.calibrate(self.images[::spread] * 2 - 1)
         save_paper(
             self.path,
@@ -225,6 +232,15 @@ class _Run(TrainingState):
         if not state.is_file():
             raise InputError("resume", f"a training state {state}", "none")
         tensors, metadata = read_tensors(state, "resume", "a safetensors state")
+        try:
+            self._restore(tensors, metadata)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = f"{state}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            raise InputError("resume", "the state of such a training", reason) from None
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         records = {
             "recipe": recipe_record(self.training),
             "stack": json.loads(_identity(self.stack)),

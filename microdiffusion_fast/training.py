@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .denoiser import Denoiser, load_denoiser, read_tensors, save_denoiser, write_tensors
+from .denoiser import Denoiser, load_denoiser, save_denoiser
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .simulate import random_volume
+from .tensor_files import read_tensors, write_tensors
 from .training_data import Acquisition, Source, draw_batch
 from .training_state import TrainingState, checked_output, state_path
 from .training_step import fast_bfloat16, training_loss

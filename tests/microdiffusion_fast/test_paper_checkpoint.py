@@ -106,6 +106,9 @@ def test_files_that_are_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     data = checkpoint.read_bytes()
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(data[: len(data) // 2])
+    flipped = tmp_path / "flipped.safetensors"
+    middle = len(data) // 2
+    flipped.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     header = tmp_path / "header.safetensors"
     header.write_bytes(data[:20])
     other = tmp_path / "other.safetensors"
@@ -113,7 +116,7 @@ def test_files_that_are_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     wider = asdict(replace(RECIPE, network=replace(TINY, channels=16)))
     bad = {
         "an existing": tmp_path / "absent.safetensors",
-        "safetensors checkpoint": (pickled, torch_made, truncated, header),
+        "safetensors checkpoint": (pickled, torch_made, truncated, header, flipped),
         "train --preset paper": other,
         "tensors that its recipe asks for": changed(checkpoint, tmp_path, recipe=wider),
     }

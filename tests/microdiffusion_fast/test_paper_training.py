@@ -24,6 +24,7 @@ from microdiffusion_fast.paper_unet import PaperConfig, PaperDenoiser
 from microdiffusion_fast.progress import Cancelled, ProgressCallback, ProgressEvent
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.schedule import NoiseSchedule
+from microdiffusion_fast.tensor_files import read_tensors, write_tensors
 
 TINY = PaperConfig(
     channels=8, multipliers=(1, 2), blocks=1, groups=4, position_features=4, image_features=8
@@ -196,10 +197,10 @@ def test_learning_rate() -> None:
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.5) and rates[110] == pytest.approx(0.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    short = PaperTraining(steps=5, warm_up=10)
-    assert [learning_rate(short, s) for s in range(5)] == sorted(
-        learning_rate(short, s) for s in range(5)
-    )
+    short = PaperTraining(steps=40, warm_up=100)  # its warm-up is a tenth of it
+    rates = [learning_rate(short, step) for step in range(40)]
+    assert rates[:4] == [short.learning_rate * (i + 1) / 4 for i in range(4)]
+    assert rates[4] == short.learning_rate and rates[4:] == sorted(rates[4:], reverse=True)
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -214,6 +215,18 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 # --- a run ---
+
+
+@pytest.mark.parametrize("lost", ["losses", "inr.", "first."])
+def test_a_state_that_lacks_something(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "a.safetensors"
+    train_paper(stack_of(), path, config=RECIPE, progress=False)
+    tensors, metadata = read_tensors(state_of(path), "state", "a state")
+    kept = {name: value for name, value in tensors.items() if not name.startswith(lost)}
+    write_tensors(state_of(path), kept, metadata)
+    with pytest.raises(InputError, match=r"^resume: expected the (state|tensors) of") as error:
+        train_paper(stack_of(), path, config=RECIPE, progress=False, resume=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("stopped_after", [2, 3])

@@ -217,6 +217,11 @@ def test_the_batch_size_changes_rounding_only(
         assert difference <= 1e-5 * np.ptp(results[0].volume)
 
 
+def test_exact_samples_need_a_sampler_that_draws_noise(quick: Run, stack: Projections) -> None:
+    with pytest.raises(InputError, match="^samples: expected 1 for exact steps of a sampler that"):
+        quick(stack, samples=2, steps="exact", sampler="ddim", gamma=0.9)
+
+
 def test_samples_give_their_mean_and_spread(quick: Run, stack: Projections) -> None:
     several = quick(stack, samples=3, sampler="ddpm", gamma=0.0)
     assert several.uncertainty is not None

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,16 @@ KILLED = """
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the forked runs have: convolutions round by the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
     """The bits of an uninterrupted run, and no name before the volume is complete."""
     whole, output = tmp_path / "whole.zarr", tmp_path / "v.zarr"
