@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from microdiffusion_fast.experiments_curves import PLOT_HEIGHT, Row, draw_curves, make_line
 from microdiffusion_fast.experiments_cuts import Cuts
@@ -17,13 +17,11 @@ from microdiffusion_fast.report_style import (
     Page,
     Volume,
     contrast,
+    heading,
     new_page,
     scale_bar,
     show,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _TOP, _BETWEEN, _BOTTOM, _MARGIN = 1.3, 0.6, 0.62, 0.25
 _WIDTH = 13.4  # room for three plots with the names of their lines, and for seven images
@@ -166,27 +164,9 @@ def _draw_images(scene: Scene, columns: Sequence[_Column]) -> tuple[Page, float]
             axes = page.panel(place, top, heights[name])
             show(axes, column.images[name], extent, limits)
             if index == 0:
-                _heading(axes, column)
+                inks = (column.colour, SOFT)
+                heading(axes, column.title, column.caption, inks=inks, caption_size=7.5)
             if index < 2 and place == 0:
                 scale_bar(axes, extent, scene.unit)
         top += heights[name] + GAP
     return page, top + _BETWEEN
-
-
-def _heading(axes: Axes, column: _Column) -> None:
-    for words, lift, size, colour, weight in (
-        (column.title, 17, 11, column.colour, "bold"),
-        (column.caption, 5, 7.5, SOFT, "normal"),
-    ):
-        axes.annotate(
-            words,
-            (0.5, 1.0),
-            xycoords="axes fraction",
-            xytext=(0, lift),
-            textcoords="offset points",
-            fontsize=size,
-            color=colour,
-            fontweight=weight,
-            ha="center",
-            va="bottom",
-        )

@@ -31,6 +31,7 @@ from microdiffusion_fast.report_style import (
     Page,
     Volume,
     contrast,
+    heading,
     new_page,
     plain_axes,
     save,
@@ -166,24 +167,8 @@ def _rows(
 
 def _column_title(axes: Axes, name: str, score: Mapping[str, float] | None) -> None:
     caption = "" if score is None else f"{score['psnr']:.2f} dB,  SSIM {score['ssim']:.3f}"
-    colour = ACCENT if name == BEST else INK
-    # Offsets in points: tall panels must not push the words away.
-    for words, lift, size, ink, weight in (
-        (TITLES.get(name, name), 17, 11, colour, "bold"),
-        (caption, 5, 8, ACCENT if name == BEST else SOFT, "normal"),
-    ):
-        axes.annotate(
-            words,
-            (0.5, 1.0),
-            xycoords="axes fraction",
-            xytext=(0, lift),
-            textcoords="offset points",
-            fontsize=size,
-            color=ink,
-            fontweight=weight,
-            ha="center",
-            va="bottom",
-        )
+    inks = (ACCENT, ACCENT) if name == BEST else (INK, SOFT)
+    heading(axes, TITLES.get(name, name), caption, inks=inks)
 
 
 def _draw_errors(

@@ -111,6 +111,29 @@ def show(
     return drawn
 
 
+def heading(
+    axes: Axes, title: str, caption: str, *, inks: tuple[str, str], caption_size: float = 8
+) -> None:
+    """A title and a caption above a panel, in their colours."""
+    # Offsets in points: tall panels must not push the words away.
+    for words, lift, size, ink, weight in (
+        (title, 17, 11.0, inks[0], "bold"),
+        (caption, 5, caption_size, inks[1], "normal"),
+    ):
+        axes.annotate(
+            words,
+            (0.5, 1.0),
+            xycoords="axes fraction",
+            xytext=(0, lift),
+            textcoords="offset points",
+            fontsize=size,
+            color=ink,
+            fontweight=weight,
+            ha="center",
+            va="bottom",
+        )
+
+
 def contrast(image: Volume, brightest: float = 99.8) -> tuple[float, float]:
     """The intensities to show black and white, so that the brightest pixels, beyond that
     percentile, do not decide.
