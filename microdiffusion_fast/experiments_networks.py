@@ -51,14 +51,13 @@ class FastNetwork:
         if not self.options.adapt:
             return None
         if not self.network.is_file():
-            steps = self.options.adapt_steps
             found = adapt(
                 load_denoiser(),
                 self.images,
                 self.stack.operator,
                 voxel_size=self.stack.voxel_size,
                 axial_blur=self.options.axial_blur,
-                options=AdaptOptions() if steps is None else AdaptOptions(steps=steps),
+                options=AdaptOptions(steps=self.options.adapt_steps),
                 seed=self.options.seed,
                 callback=callback,
             )

@@ -47,8 +47,7 @@ class Options:
         resolve_device(self.device, torch.device("cpu"))
         if self.axial_blur is not None and not 0 <= self.axial_blur <= 20:
             raise InputError("--axial-blur", "a sigma in slices from 0 to 20", self.axial_blur)
-        if self.adapt_steps is not None:
-            AdaptOptions(steps=self.adapt_steps)
+        AdaptOptions(steps=self.adapt_steps)
         if self.inr_steps is not None:
             INROptions(steps=self.inr_steps)
 

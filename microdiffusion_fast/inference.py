@@ -45,12 +45,11 @@ class StackDenoiser:
         self.denoiser, self.batch, self.guided = denoiser.eval(), batch, guided
         self.base = to_network(operator.interpolate(projections))
         shown = to_network(projections)
-        symmetric = torch.allclose(operator.weights, operator.weights.flip(0), rtol=0, atol=1e-6)
         # by direction along z: +1 as acquired, -1 upside down
         self.features: dict[int, Tensor] = {}
         with torch.no_grad():
             self.features[1] = denoiser.encode(shown, self.geometry, batch=batch)
-            if both_ways and symmetric:
+            if both_ways and -1 in directions(operator):
                 turned = denoiser.encode(shown.flip(0), self.geometry, batch=batch)
                 self.features[-1] = turned.flip(0)
         slices = torch.arange(operator.depth, dtype=torch.float64)
@@ -90,6 +89,12 @@ class StackDenoiser:
                     constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
                 )
         return clean[self.repeat] / len(features)
+
+
+def directions(operator: AxialProjection) -> tuple[int, ...]:
+    """The stack is seen from both ends where its axial weights are symmetric."""
+    symmetric = torch.allclose(operator.weights, operator.weights.flip(0), rtol=0, atol=1e-6)
+    return (1, -1) if symmetric else (1,)
 
 
 def to_network(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def prepare_fast(asked: Request) -> Prepared:
     stack, seed = asked.stack, asked.seed
     progress, callback = asked.progress, asked.callback
     adapts = True if asked.adapt is None else asked.adapt
-    budget = AdaptOptions() if asked.adapt_steps is None else AdaptOptions(steps=asked.adapt_steps)
+    budget = AdaptOptions(steps=asked.adapt_steps)
     options = INROptions() if asked.inr_steps is None else INROptions(steps=asked.inr_steps)
     operator = stack.operator
     low, high = stack.intensity_range()

@@ -173,11 +173,7 @@ class Projections:
         """
         if not 0 <= low < high <= 100:
             raise InputError("low, high", "percentiles with 0 <= low < high <= 100", (low, high))
-        values = self.images.detach().cpu().numpy()
-        bottom, top = (float(value) for value in np.percentile(values, (low, high)))
-        if not top > bottom:
-            bottom, top = float(values.min()), float(values.max())
-        return bottom, top
+        return percentile_range(self.images.detach().cpu().numpy(), low, high)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write images and geometry in the format of the suffix; `from_any(path)` reads both.
@@ -206,6 +202,16 @@ class Projections:
         }
         data = self.images.detach().cpu().numpy()
         return write_volume(path, data, voxel_size=spacing, overwrite=overwrite, metadata=metadata)
+
+
+def percentile_range(
+    values: np.ndarray, low: float = 0.1, high: float = 99.9
+) -> tuple[float, float]:
+    """The percentiles `low` and `high`; minimum and maximum where the two coincide."""
+    bottom, top = (float(value) for value in np.percentile(values, (low, high)))
+    if not top > bottom:  # a few bright pixels on a flat background
+        bottom, top = float(values.min()), float(values.max())
+    return bottom, top
 
 
 def _merge(given: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from .adaptation import AdaptOptions
-from .denoiser import Denoiser, load_denoiser
+from .denoiser import load_denoiser
 from .device import resolve_device
 from .preset_fast import GAMMA, MEAN_STEPS, SAMPLER
 from .progress import Progress, ProgressCallback
@@ -22,6 +21,7 @@ from .store_layout import Layout
 from .store_output import OutputStore, is_finished
 from .store_source import SlidingReader, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
+from .tensor_files import digest
 from .tile_reconstruction import TileRecipe, reconstruct_tile
 from .tiling import TilePlan
 from .tiling_budget import Prediction, default_layout, fit_tiles, memory_bytes, predict
@@ -120,7 +120,7 @@ def stream_reconstruct(
         voxel_size=voxel_size,
     )
     place = resolve_device(device, torch.device("cpu"))
-    training = AdaptOptions() if adapt_steps is None else AdaptOptions(steps=adapt_steps)
+    training = AdaptOptions(steps=adapt_steps)
     network = load_denoiser(None if denoiser is None else Path(denoiser))
     shape = (geometry.depth, *stack.shape[1:])
     layout = Layout(
@@ -147,7 +147,7 @@ def stream_reconstruct(
     run = {
         **parameters,
         "input": stack.fingerprint(),
-        "network": _digest(network),
+        "network": digest(network.state_dict()),
         "layout": asdict(layout),
         "version": _version(),
     }
@@ -258,13 +258,6 @@ def _run_tiles(
                 store.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
             bar.advance(1)
     return resumed
-
-
-def _digest(network: Denoiser) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _version() -> str:

@@ -19,7 +19,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
     part = path.with_name(path.name + ".partial")
     kept = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(kept, part, {**metadata, _CHECKSUM: _digest(kept)})
+    save_file(kept, part, {**metadata, _CHECKSUM: digest(kept)})
     part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(path)
 
@@ -41,12 +41,13 @@ def read_tensors(
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(argument, expected, f"{path}: {error}") from None
-    if metadata.pop(_CHECKSUM, None) not in (None, _digest(tensors)):  # older files have none
+    if metadata.pop(_CHECKSUM, None) not in (None, digest(tensors)):  # older files have none
         raise InputError(argument, expected, f"{path}: damaged, its checksum does not fit")
     return tensors, metadata
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors: their names, types, shapes and values."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .denoiser import ALIGN, CONTEXT, Denoiser, Geometry
 from .forward_model import AxialProjection
+from .inference import directions
 from .kernels.constants import constant
 from .schedule import NoiseLevel
 from .tiling import Reach, Tile
@@ -163,9 +164,3 @@ class TileDenoiser:
         image = image.contiguous(memory_format=torch.channels_last)
         features = self.denoiser.encoder(image, self.geometry)[..., self._rows, self._columns]
         return features.contiguous(memory_format=torch.channels_last).clone()
-
-
-def directions(operator: AxialProjection) -> tuple[int, ...]:
-    """The stack is seen from both ends where its axial weights are symmetric."""
-    symmetric = torch.allclose(operator.weights, operator.weights.flip(0), rtol=0, atol=1e-6)
-    return (1, -1) if symmetric else (1,)

@@ -10,10 +10,10 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .estimate import mean_and_deviation
 from .forward_model import AxialProjection
-from .inference import from_network
+from .inference import directions, from_network
 from .sampler import Chain
 from .schedule import NoiseLevel, SamplingPlan
-from .tile_denoiser import TileDenoiser, directions, reach_of, windows_of
+from .tile_denoiser import TileDenoiser, reach_of, windows_of
 from .tiling import Reach, Tile
 from .tiling_budget import Footprint
 from .tiling_windows import Windows

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .projections import percentile_range
 from .store_source import StoredStack
 from .tiling import intervals
 from .tiling_windows import Box, Span
@@ -22,7 +23,6 @@ WHOLE = 2**23  # pixels: a stack up to this size is looked at as a whole
 BLOCK = (4, 256, 256)  # of a larger one, blocks of this size,
 BLOCKS = 32  # so many, which are WHOLE pixels
 LESSON = (24, 256, 256)  # projections and pixels that the network is adapted to
-PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def survey(stack: StoredStack, *, seed: int) -> Survey:
         liveliest = max(liveliest, (change, block), key=lambda pair: pair[0])
         values.append(data.ravel())
     pixels = np.concatenate(values)
-    low, high = (float(value) for value in np.percentile(pixels, PERCENTILES))
-    if not high > low:  # a few bright pixels on a flat background
-        low, high = float(pixels.min()), float(pixels.max())
+    low, high = percentile_range(pixels)
     if not high > low:
         raise InputError("projections", "intensities that vary", f"{low:g} everywhere")
     z, y, x = (
