@@ -26,6 +26,7 @@ from torch import Tensor
 from microdiffusion_fast.cli_support import OUTPUT, check_writable, to_json
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io_output import staged
+from microdiffusion_fast.records import first_difference
 from microdiffusion_fast.tensor_files import read_tensors, write_tensors
 
 IDENTITY = "sweep.json"
@@ -155,10 +156,13 @@ class Store:
             begun = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise InputError(OUTPUT, expected, f"{path}, which cannot be read") from None
-        found = _difference(begun, self.identity) if isinstance(begun, dict) else ("it", "", "")
+        found = (
+            first_difference(begun, self.identity) if isinstance(begun, dict) else (("it",), "", "")
+        )
         if found is not None:
-            name, old, new = found
-            raise InputError(OUTPUT, expected, f"{self.folder}, begun with {name} {old}, not {new}")
+            names, old, new = found
+            got = f"{self.folder}, begun with {names[-1]} {old}, not {new}"
+            raise InputError(OUTPUT, expected, got)
 
 
 def array_hash(data: np.ndarray) -> str:
@@ -197,15 +201,3 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-
-
-def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Name and values of the first thing in which two records differ."""
-    for name in {**first, **second}:
-        old, new = first.get(name), second.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if (found := _difference(old, new)) is not None:
-                return found
-        elif old != new:
-            return name, old, new
-    return None

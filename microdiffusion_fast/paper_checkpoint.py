@@ -19,7 +19,7 @@ import torch
 
 from .errors import InputError
 from .inr import FourierINR
-from .paper_recipe import PaperTraining, StackRecord, difference, recipe_record
+from .paper_recipe import PaperTraining, StackRecord, difference
 from .paper_unet import PaperDenoiser
 from .projections import Projections
 from .schedule import NoiseSchedule
@@ -80,7 +80,7 @@ def save_paper(
     card = {
         "format": FORMAT,
         "step": step,
-        "recipe": recipe_record(training),
+        "recipe": asdict(training),
         "stack": asdict(stack),
         "schedule": asdict(schedule),
         "versions": {

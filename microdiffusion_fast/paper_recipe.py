@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
 from .inr import FourierOptions
 from .paper_unet import PaperConfig
 from .projections import Projections
+from .records import first_difference
 
 STEPS = 2000
 GAMMA = 0.9
@@ -144,20 +145,8 @@ class StackRecord:
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first value in which two records differ, as each has it; None where they are equal."""
-    for name in {**first, **second}:
-        one, other = first.get(name), second.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            if (inner := difference(one, other)) is not None:
-                return f"{name} {inner[0]}", f"{name} {inner[1]}"
-        elif _plain(one) != _plain(other):
-            return f"{name} {_plain(one)}", f"{name} {_plain(other)}"
-    return None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def recipe_record(training: PaperTraining) -> dict[str, Any]:
-    """The recipe as it is written to JSON."""
-    return asdict(training)
+    found = first_difference(first, second)
+    if found is None:
+        return None
+    names, one, other = found
+    return f"{' '.join(names)} {one}", f"{' '.join(names)} {other}"

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError
@@ -23,13 +24,13 @@ from .inr import FourierINR, fit_inr
 from .paper_checkpoint import save_paper
 from .paper_examples import TrainingLoss, draw_examples
 from .paper_ranks import Ranks, join
-from .paper_recipe import PaperTraining, StackRecord, difference, recipe_record
+from .paper_recipe import PaperTraining, StackRecord, difference
 from .paper_unet import PaperDenoiser
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .schedule import NoiseSchedule
-from .tensor_files import read_tensors, write_tensors
-from .training_state import TrainingState, checked_output, part, state_path
+from .tensor_files import write_tensors
+from .training_state import TrainingState, checked_output, part, resuming, state_path
 from .training_step import fast_bfloat16
 
 __all__ = ["PaperTraining", "train_paper"]
@@ -195,7 +196,7 @@ class _Run(TrainingState):
 
     def save(self) -> None:
         """State first: what is sampled from is never newer than what is resumed."""
-        recipe = json.dumps(recipe_record(self.training))
+        recipe = json.dumps(asdict(self.training))
         metadata = {"step": str(self.step), "recipe": recipe, "stack": _identity(self.stack)}
         tensors = self.tensors()
         tensors |= {f"inr.{name}": value for name, value in self.inr.state_dict().items()}
@@ -228,30 +229,16 @@ class _Run(TrainingState):
         Raises:
             InputError: naming `resume`.
         """
-        state = state_path(self.path)
-        if not state.is_file():
-            raise InputError("resume", f"a training state {state}", "none")
-        tensors, metadata = read_tensors(state, "resume", "a safetensors state")
-        try:
-            self._restore(tensors, metadata)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = f"{state}: {type(error).__name__}: {str(error).splitlines()[0]}"
-            raise InputError("resume", "the state of such a training", reason) from None
-
-    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        records = {
-            "recipe": recipe_record(self.training),
-            "stack": json.loads(_identity(self.stack)),
-        }
-        for name, record in records.items():
-            found = difference(json.loads(metadata.get(name, "{}")), record)
-            if found is not None:
-                raise InputError("resume", f"the {name} it was begun with, {found[0]}", found[1])
-        self.load(tensors, int(metadata["step"]))
-        self.inr.load_state_dict(part(tensors, "inr."))
-        self.losses = tensors["losses"].tolist()
+        records = {"recipe": asdict(self.training), "stack": json.loads(_identity(self.stack))}
+        with resuming(self.path) as (tensors, metadata):
+            for name, record in records.items():
+                found = difference(json.loads(metadata.get(name, "{}")), record)
+                if found is not None:
+                    expected = f"the {name} it was begun with, {found[0]}"
+                    raise InputError("resume", expected, found[1])
+            self.load(tensors, int(metadata["step"]))
+            self.inr.load_state_dict(part(tensors, "inr."))
+            self.losses = tensors["losses"].tolist()
 
 
 def _identity(stack: StackRecord) -> str:

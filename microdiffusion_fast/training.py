@@ -15,9 +15,9 @@ from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .simulate import random_volume
-from .tensor_files import read_tensors, write_tensors
+from .tensor_files import write_tensors
 from .training_data import Acquisition, Source, draw_batch
-from .training_state import TrainingState, checked_output, state_path
+from .training_state import TrainingState, checked_output, resuming, state_path
 from .training_step import fast_bfloat16, training_loss
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
@@ -178,11 +178,8 @@ class _Run(TrainingState):
         save_denoiser(self.path, averaged, card)
 
     def resume(self) -> None:
-        state = state_path(self.path)
-        if not state.is_file():
-            raise InputError("resume", f"a training state {state}", "none")
-        tensors, metadata = read_tensors(state, "resume", "a safetensors state")
-        if metadata.get("recipe") != json.dumps(asdict(self.config)):
-            raise InputError("resume", "the recipe it was begun with", asdict(self.config))
-        self.load(tensors, int(metadata["step"]))
+        with resuming(self.path) as (tensors, metadata):
+            if metadata.get("recipe") != json.dumps(asdict(self.config)):
+                raise InputError("resume", "the recipe it was begun with", asdict(self.config))
+            self.load(tensors, int(metadata["step"]))
         self.publish()  # the last run may have ended between its state and its weights

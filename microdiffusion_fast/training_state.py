@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .tensor_files import read_tensors
 
 
 class TrainingState:
@@ -68,6 +71,25 @@ class TrainingState:
             reason = str(error).splitlines()[0]
             raise InputError("resume", "the tensors of this network", reason) from None
         self.step = step
+
+
+@contextmanager
+def resuming(path: Path) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """The state beside a checkpoint, tensors and metadata, for as long as it is taken up.
+
+    Raises:
+        InputError: naming `resume`; there is none, or it lacks what is taken from it.
+    """
+    state = state_path(path)
+    if not state.is_file():
+        raise InputError("resume", f"a training state {state}", "none")
+    try:
+        yield read_tensors(state, "resume", "a safetensors state")
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{state}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        raise InputError("resume", "the state of such a training", reason) from None
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

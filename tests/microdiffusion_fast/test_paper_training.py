@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from microdiffusion_fast import paper_checkpoint, paper_training
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.inr import FourierOptions
 from microdiffusion_fast.paper_examples import ExampleDropout, TrainingLoss, draw_examples
-from microdiffusion_fast.paper_recipe import PaperTraining, recipe_record
+from microdiffusion_fast.paper_recipe import PaperTraining
 from microdiffusion_fast.paper_training import learning_rate, train_paper
 from microdiffusion_fast.paper_unet import PaperConfig, PaperDenoiser
 from microdiffusion_fast.progress import Cancelled, ProgressCallback, ProgressEvent
@@ -281,7 +281,7 @@ def script(
         str(folder / "script.py"),
         str(folder / name),
         *options,
-        json.dumps(recipe_record(recipe)),
+        json.dumps(asdict(recipe)),
         str(folder / "images.pt"),
     ]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
