@@ -6,7 +6,7 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/image/        the NGFF 0.5 image
     .NAME.partial/receipts/     one file a finished shard, written after its data
 
-Every file gets its name when it is whole, and a shard is on disk before its receipt is.
+`OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import InputError
 from .io_common import NAMESPACE, load_json, parse_extra
 from .io_output import _replace_folder, is_zarr, prepare_output
 from .io_zarr import _node
 from .store_layout import Layout, halved
-from .tiling_windows import Box
+from .store_shards import IMAGE, RECEIPTS, ShardWriter, flush, write_durably, writing
 
 
 class OutputStore:
@@ -60,9 +58,9 @@ class OutputStore:
         self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
         self.layout, self.levels = layout, layout.levels
         self.folder = self.target.with_name(f".{self.target.name}.partial")
-        self.image, self.receipts = self.folder / "image", self.folder / "receipts"
+        self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
         self.run = json.loads(json.dumps(run))
-        with _place(self.target):
+        with writing(self.target):
             self.folder.mkdir(exist_ok=True)
             self._lock = os.open(self.folder, os.O_RDONLY)
             try:
@@ -95,7 +93,7 @@ class OutputStore:
                 flush(file)
                 flush(file.parent)
             write_durably(record, json.dumps(self.run, indent=1).encode())
-        self._arrays = [_open_array(self.image / str(number)) for number in range(len(self.levels))]
+        self.shards = ShardWriter(self.folder, self.layout)
 
     def __enter__(self) -> OutputStore:
         return self
@@ -107,59 +105,38 @@ class OutputStore:
         """Let another process write here; what is finished stays."""
         os.close(self._lock)
 
-    def has(self, shard: Box, level: int = 0) -> bool:
-        """Whether a shard is finished: it has its receipt, and the size that the receipt says."""
-        receipt = self._receipt(shard, level)
-        if not receipt.is_file():
-            return False
-        with suppress(OSError, InputError):
-            return self._file(shard, level).stat().st_size == load_json(receipt).get("bytes")
-        return False
-
-    def write(
-        self, core: Box, data: NDArray[Any], shards: Iterable[Box], *, level: int = 0
-    ) -> None:
-        """Write the voxels of `core`, which are the given shards, and then their receipts.
-
-        Raises:
-            InputError: there is no room, or the place cannot be written.
-        """
-        files = {shard: self._file(shard, level) for shard in shards}
-        with _place(self.target):
-            for shard in files:
-                self._arrays[level][shard.slices] = data[shard.within(core)]
-            for file in files.values():
-                flush(file)
-            for folder in {file.parent for file in files.values()}:
-                while folder != self.image:
-                    flush(folder)
-                    folder = folder.parent
-            for shard, file in files.items():
-                record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
-                write_durably(self._receipt(shard, level), json.dumps(record).encode())
-
     def missing(self) -> int:
         """How many shards of the coarser resolutions are to be made."""
         levels = list(enumerate(self.levels))[1:]
-        return sum(not self.has(box, number) for number, level in levels for box in level.boxes())
+        return sum(
+            not self.shards.has(box, number) for number, level in levels for box in level.boxes()
+        )
 
     def coarsen(self, advance: Callable[[int], None]) -> None:
         """Make the coarser resolutions, each from the one before, when the full one is complete.
 
         Args:
             advance: told the number of shards made.
+
+        Raises:
+            InputError: a shard of the full one is missing: its mean would be kept as if it were
+                right, or there is no room.
         """
+        full = self.levels[0]
+        left = sum(not self.shards.has(box) for box in full.boxes())
+        if left:
+            raise InputError("output", f"all {full.count:,} shards", f"{full.count - left:,}")
         for number, level in list(enumerate(self.levels))[1:]:
             finer = self.levels[number - 1]
             ratio = [a // b for a, b in zip(level.factors, finer.factors, strict=True)]
             for shard in level.boxes():
-                if not self.has(shard, number):
+                if not self.shards.has(shard, number):
                     source = tuple(
                         slice(span.start * r, min(span.stop * r, size))
                         for span, r, size in zip(shard, ratio, finer.shape, strict=True)
                     )
-                    data = halved(np.asarray(self._arrays[number - 1][source]), ratio)
-                    self.write(shard, data, [shard], level=number)
+                    data = halved(np.asarray(self.shards.arrays[number - 1][source]), ratio)
+                    self.shards.write(shard, data, [shard], level=number)
                     advance(1)
 
     def finish(self, metadata: dict[str, Any]) -> Path:
@@ -174,7 +151,7 @@ class OutputStore:
             raise InputError("output", f"all {count:,} shards", f"{done:,}")
         import zarr
 
-        with _place(self.target):
+        with writing(self.target):
             group = zarr.open_group(self.image, mode="r+")
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
             flush(self.image / "zarr.json")
@@ -185,14 +162,6 @@ class OutputStore:
             shutil.rmtree(self.folder)
         return self.target
 
-    def _file(self, shard: Box, level: int = 0) -> Path:
-        index = self.levels[level].index(shard)
-        return self.image / str(level) / self._arrays[level].metadata.encode_chunk_key(index)
-
-    def _receipt(self, shard: Box, level: int = 0) -> Path:
-        index = self.levels[level].index(shard)
-        return self.receipts / "{}.{}.{}.{}.json".format(level, *index)
-
 
 def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
     """Whether the volume at `path` is the complete result of this run."""
@@ -202,32 +171,6 @@ def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
     attributes, _ = _node(target)
     stored = parse_extra(attributes.get(NAMESPACE)).get("run")
     return bool(stored == json.loads(json.dumps(run)))
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and have it on disk when this returns."""
-    part = path.with_name(path.name + ".new")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have a file, or the entries of a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _open_array(folder: Path) -> Any:
-    import zarr
-
-    return zarr.open_array(folder, mode="r+", zarr_format=3, config={"write_empty_chunks": True})
 
 
 def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:
@@ -244,14 +187,3 @@ def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) ->
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-@contextmanager
-def _place(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        expected = "a place that can be written and has room"
-        raise InputError(
-            "output", expected, f"{target} ({error.strerror or error}); what is finished is kept"
-        ) from error

@@ -5,26 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .adaptation import AdaptOptions
-from .denoiser import load_denoiser
-from .device import resolve_device
-from .preset_fast import GAMMA, MEAN_STEPS, SAMPLER
+from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
-from .schedule import SamplingPlan, make_plan
-from .store_layout import Layout
 from .store_output import OutputStore, is_finished
-from .store_source import SlidingReader, open_stack
-from .streaming_prepare import Prepared, prepare, stack_geometry
-from .tensor_files import digest
-from .tile_reconstruction import TileRecipe, reconstruct_tile
-from .tiling import TilePlan
-from .tiling_budget import Prediction, default_layout, fit_tiles, memory_bytes, predict
+from .streaming_plan import plan_stream
+from .streaming_tiles import Runner, run_tiles
+from .tiling_budget import Prediction
 
 
 @dataclass(frozen=True)
@@ -78,6 +70,7 @@ def stream_reconstruct(
     resume: bool = True,
     overwrite: bool = False,
     plan_only: bool = False,
+    runner: Runner = run_tiles,
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> StreamedReconstruction:
@@ -99,6 +92,8 @@ def stream_reconstruct(
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
         plan_only: compute and write nothing; the result has the prediction.
+        runner: what computes the tiles that are missing: called with the job and their numbers,
+            yields the receipt of each when it is written, in any order.
 
     Raises:
         InputError: an argument that does not fit, a stack that is not complete, a run begun with
@@ -108,159 +103,57 @@ def stream_reconstruct(
     Source: MicroDiffusion (arXiv 2403.10815); the project's DESIGN.md for what differs.
     """
     begun = time.perf_counter()
-    budget = memory_bytes(memory)
-    stack = open_stack(source)
-    geometry = stack_geometry(
-        stack,
+    run = plan_stream(
+        source,
         step_length=step_length,
         stride=stride,
         weights=weights,
         start=start,
         depth=depth,
         voxel_size=voxel_size,
+        steps=steps,
+        sampler=sampler,
+        gamma=gamma,
+        guidance=guidance,
+        consistency=consistency,
+        adapt=adapt,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        denoiser=denoiser,
+        seed=seed,
+        memory=memory,
+        chunks=chunks,
+        device=device,
     )
-    place = resolve_device(device, torch.device("cpu"))
-    training = AdaptOptions(steps=adapt_steps)
-    network = load_denoiser(None if denoiser is None else Path(denoiser))
-    shape = (geometry.depth, *stack.shape[1:])
-    layout = Layout(
-        shape, *default_layout(shape, geometry.stride, chunks), voxel_size=geometry.voxel_size
-    )
-    parameters: dict[str, Any] = {
-        "step_length": geometry.step_length,
-        "stride": geometry.stride,
-        "start": geometry.start,
-        "depth": geometry.depth,
-        "weights": geometry.weights,
-        "estimate": "posterior mean" if steps is None else "sample",
-        "steps": steps,
-        "sampler": sampler,
-        "gamma": gamma,
-        "guidance": guidance,
-        "consistency": consistency,
-        "adapt": adapt,
-        "adapt_steps": training.steps if adapt else 0,
-        "axial_blur": axial_blur,
-        "seed": seed,
-        "prior": "interpolation",
-    }
-    run = {
-        **parameters,
-        "input": stack.fingerprint(),
-        "network": digest(network.state_dict()),
-        "layout": asdict(layout),
-        "version": _version(),
-    }
-    if resume and is_finished(output, run):
-        seconds = time.perf_counter() - begun
-        return StreamedReconstruction(Path(output), 0, 0, 0, seconds, None, parameters, {})
-
-    def plan_of(length: int, ratio: float | None) -> SamplingPlan:
-        return make_plan(
-            length,
-            sampler=sampler,
-            gamma=gamma,
-            guidance=guidance,
-            consistency=consistency,
-            noise_to_signal=ratio,
-            spacing="snr" if sampler == "dpm++" else "time",
-        )
-
-    def recipe_of(ready: Prepared) -> TileRecipe:
-        plan = plan_of(MEAN_STEPS if steps is None else steps, ready.noise_to_signal)
-        return TileRecipe(
-            denoiser=ready.denoiser.eval(),
-            operator=geometry.operator,
-            shape=shape,
-            intensity=(ready.low, ready.high),
-            chain=plan,
-            chains=1,
-            mean=None,
-            axial_blur=ready.axial_blur,
-            hard=consistency == "hard",
-            seed=seed,
-        )
-
-    # planned before anything is computed or written: a budget that is too small shows at once
-    soft = 0.0 if consistency == "soft" else None
-    draft = recipe_of(Prepared(network, 0.0, 1.0, 0.0, soft, {}))
-    footprint = draft.footprint(stack.dtype.itemsize)
-    plan = fit_tiles(
-        shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
-    )
-    prediction = predict(plan, footprint, itemsize=stack.dtype.itemsize)
-    if plan_only:
-        seconds = time.perf_counter() - begun
+    if plan_only or (resume and is_finished(output, run.identity)):
         return StreamedReconstruction(
-            Path(output), len(plan), 0, 0, seconds, prediction, parameters, {}
+            path=Path(output),
+            tiles=len(run.plan) if plan_only else 0,
+            resumed=0,
+            pixels_read=0,
+            seconds=time.perf_counter() - begun,
+            prediction=run.prediction if plan_only else None,
+            parameters=run.parameters,
+            adaptation={},
         )
-    with OutputStore(output, layout, run, resume=resume, overwrite=overwrite) as store:
-        ready = Prepared.load(store.folder)
-        if ready is None:
-            ready = prepare(
-                stack,
-                geometry,
-                network,
-                axial_blur=axial_blur,
-                soft=consistency == "soft",
-                train=adapt,
-                options=training,
-                seed=seed,
-                progress=progress,
-                callback=callback,
-            )
-            ready.save(store.folder)
-        ready.denoiser.to(place)
-        reader = SlidingReader(stack)
-        resumed = _run_tiles(
-            plan, recipe_of(ready), reader, store, place, progress=progress, callback=callback
-        )
+    with OutputStore(output, run.layout, run.identity, resume=resume, overwrite=overwrite) as store:
+        ready = run.prepare(store, progress=progress, callback=callback)
+        job = run.job(store)
+        missing, pixels = job.missing(), 0
         with Progress(
-            "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
+            "reconstruct", len(missing), enabled=progress, callback=callback, unit="tile"
         ) as bar:
-            store.coarsen(bar.advance)
-        parameters |= {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
-        metadata = {"kind": "reconstruction", "parameters": parameters}
-        store.finish({**metadata, "adaptation": ready.evidence})
+            for receipt in runner(job, missing):
+                pixels += receipt.pixels
+                bar.advance(1)
+        parameters = run.complete(store, ready, progress=progress, callback=callback)
     return StreamedReconstruction(
         path=Path(output),
-        tiles=len(plan),
-        resumed=resumed,
-        pixels_read=reader.pixels,
+        tiles=len(run.plan),
+        resumed=len(run.plan) - len(missing),
+        pixels_read=pixels,
         seconds=time.perf_counter() - begun,
-        prediction=prediction,
+        prediction=run.prediction,
         parameters=parameters,
         adaptation=ready.evidence,
     )
-
-
-def _run_tiles(
-    plan: TilePlan,
-    recipe: TileRecipe,
-    reader: SlidingReader,
-    store: OutputStore,
-    place: torch.device,
-    *,
-    progress: bool,
-    callback: ProgressCallback | None,
-) -> int:
-    """Compute and write every tile that is not finished; returns how many were."""
-    resumed = 0
-    with Progress(
-        "reconstruct", len(plan), enabled=progress, callback=callback, unit="tile"
-    ) as bar:
-        for tile in plan:
-            if all(store.has(shard) for shard in plan.shards_of(tile)):
-                resumed += 1
-            else:
-                images = torch.from_numpy(reader.read(tile.read)).to(place)
-                core, _ = reconstruct_tile(tile, images, recipe)
-                store.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
-            bar.advance(1)
-    return resumed
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("microdiffusion-fast")

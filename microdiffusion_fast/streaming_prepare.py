@@ -20,7 +20,7 @@ from .io_common import Image, load_json
 from .preset import noise_to_signal
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
-from .store_output import flush, write_durably
+from .store_shards import flush, write_durably
 from .store_source import StoredStack
 from .tile_survey import lesson, survey
 

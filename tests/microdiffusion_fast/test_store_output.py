@@ -36,7 +36,7 @@ def store_at(path: Path, run: dict[str, Any] = RUN, **options: Any) -> OutputSto
 
 def fill(store: OutputStore, shards: list[Box]) -> None:
     for box in shards:
-        store.write(box, DATA[box.slices], iter([box]))
+        store.shards.write(box, DATA[box.slices], iter([box]))
 
 
 def complete(store: OutputStore, metadata: dict[str, Any] | None = None) -> None:
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
         (store.receipts / "0.0.0.1.json").unlink()
         (store.image / "0" / "c" / "x.partial").write_bytes(b"half")
     with store_at(path) as store:
-        assert store.has(first) and not store.has(second)
+        assert store.shards.has(first) and not store.shards.has(second)
         assert not list(store.image.rglob("*.partial"))
         fill(store, [second, *others])
         complete(store)
@@ -117,9 +117,9 @@ def test_a_receipt_without_its_data_does_not_count(tmp_path: Path) -> None:
     with store_at(tmp_path / "v.zarr") as store:
         first, second, *_ = boxes()
         fill(store, [first, second])
-        store._file(first).unlink()
-        store._file(second).write_bytes(b"short")
-        assert not store.has(first) and not store.has(second)
+        store.shards._file(first).unlink()
+        store.shards._file(second).write_bytes(b"short")
+        assert not store.shards.has(first) and not store.shards.has(second)
 
 
 def test_another_run_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_another_run_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'^resume: .* got one with input "abc" instead of "new"'):
         store_at(path, {**RUN, "input": "new"})
     with store_at(path, {**RUN, "input": "new"}, resume=False) as store:
-        assert not store.has(boxes()[0])
+        assert not store.shards.has(boxes()[0])
 
 
 def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_an_old_volume_stays_until_the_new_one_is_complete(finished: Path) -> No
     with store_at(finished, {"seed": 1}, overwrite=True) as store:
         for box in boxes():
             assert is_finished(finished, RUN)
-            store.write(box, 2 * DATA[box.slices], iter([box]))
+            store.shards.write(box, 2 * DATA[box.slices], iter([box]))
         complete(store)
     np.testing.assert_array_equal(read_volume(finished).data, 2 * DATA)
     assert [entry.name for entry in finished.parent.iterdir()] == [finished.name]
@@ -222,7 +222,7 @@ with t.store_at(Path({str(tmp_path)!r}) / "v.zarr") as store:
         t.fill(store, t.boxes()[1:])
     except t.InputError as error:
         print(error)
-    print(store.has(t.boxes()[0]), store.has(t.boxes()[1]))
+    print(store.shards.has(t.boxes()[0]), store.shards.has(t.boxes()[1]))
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
 from microdiffusion_fast.streaming_prepare import Prepared
+from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tile
 
 CHUNKS = (6, 8, 8)
 SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
@@ -226,3 +228,47 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
     assert verify(output).ok
     assert {entry.name for entry in tmp_path.iterdir()} == {"whole.zarr", "v.zarr"}
     assert digest(output) == digest(whole)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None:
+    """The job is small, and a copy of it that was sent away computes and writes the same bits."""
+    code = """
+        import pickle, sys, torch
+        from microdiffusion_fast.streaming_tiles import run_tile
+
+        torch.set_num_threads(1)
+        job, numbers = pickle.loads(sys.stdin.buffer.read())
+        receipts = [run_tile(job, number) for number in numbers]
+        sys.stdout.buffer.write(pickle.dumps((receipts, job.missing())))
+    """
+
+    def scattered(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
+        # the last one first, there, and the others here
+        sent = pickle.dumps((job, tiles[-1:]))
+        assert len(sent) < 8192
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], input=sent, capture_output=True
+        )
+        assert result.returncode == 0, result.stderr.decode()
+        receipts, missing = pickle.loads(result.stdout)
+        assert missing == tiles[:-1] == job.missing()
+        yield from receipts
+        for number in tiles[:-1]:
+            yield run_tile(job, number)
+
+    one = stream(folder, tmp_path / "v.zarr")
+    two = stream(folder, tmp_path / "w.zarr", runner=scattered)
+    assert two.tiles == one.tiles > 2 and two.pixels_read > one.pixels_read
+    assert digest(tmp_path / "v.zarr") == digest(tmp_path / "w.zarr")
+
+
+def test_a_tile_that_no_runner_did_is_missed(folder: Path, tmp_path: Path) -> None:
+    def lazy(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
+        yield from (run_tile(job, number) for number in tiles[1:])
+
+    with pytest.raises(InputError, match="^output: expected all .* shards"):
+        stream(folder, tmp_path / "v.zarr", runner=lazy)
+    assert not (tmp_path / "v.zarr").exists()
+    assert stream(folder, tmp_path / "v.zarr").resumed > 0
+    assert verify(tmp_path / "v.zarr").ok  # no coarser level was made of what was missing

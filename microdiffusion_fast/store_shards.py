@@ -1,0 +1,118 @@
+"""The shards of a volume that is being written: data first, on disk, then the receipt.
+
+Every file gets its name when it is whole. Any number of processes may write into one volume, as
+long as no two write the same shard at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .io_common import load_json
+from .store_layout import Layout
+from .tiling_windows import Box
+
+IMAGE, RECEIPTS = "image", "receipts"  # folders in that of an unfinished volume
+
+
+class ShardWriter:
+    """Writes shards into the folder of an unfinished volume, and knows which are finished.
+
+    Args:
+        folder: that of an `OutputStore` that has been begun.
+        layout: sizes.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.image, self.receipts = folder / IMAGE, folder / RECEIPTS
+        self.levels = layout.levels
+        self.arrays = [_open_array(self.image / str(number)) for number in range(len(self.levels))]
+
+    def has(self, shard: Box, level: int = 0) -> bool:
+        """Whether a shard is finished: it has its receipt, and the size that the receipt says."""
+        receipt = self._receipt(shard, level)
+        if not receipt.is_file():
+            return False
+        with suppress(OSError, InputError):
+            return self._file(shard, level).stat().st_size == load_json(receipt).get("bytes")
+        return False
+
+    def write(
+        self, core: Box, data: NDArray[Any], shards: Iterable[Box], *, level: int = 0
+    ) -> None:
+        """Write the voxels of `core`, which are the given shards, and then their receipts.
+
+        Raises:
+            InputError: there is no room, or the place cannot be written.
+        """
+        files = {shard: self._file(shard, level) for shard in shards}
+        with writing(self.image):
+            for shard in files:
+                self.arrays[level][shard.slices] = data[shard.within(core)]
+            for file in files.values():
+                flush(file)
+            for folder in {file.parent for file in files.values()}:
+                while folder != self.image:
+                    flush(folder)
+                    folder = folder.parent
+            for shard, file in files.items():
+                record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
+                write_durably(self._receipt(shard, level), json.dumps(record).encode())
+
+    def _file(self, shard: Box, level: int = 0) -> Path:
+        index = self.levels[level].index(shard)
+        return self.image / str(level) / self.arrays[level].metadata.encode_chunk_key(index)
+
+    def _receipt(self, shard: Box, level: int = 0) -> Path:
+        index = self.levels[level].index(shard)
+        return self.receipts / "{}.{}.{}.{}.json".format(level, *index)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and have it on disk when this returns."""
+    part = path.with_name(path.name + ".new")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the entries of a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Word what a disk refuses.
+
+    Raises:
+        InputError: there is no room, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        expected = "a place that can be written and has room"
+        raise InputError(
+            "output", expected, f"{target} ({error.strerror or error}); what is finished is kept"
+        ) from error
+
+
+def _open_array(folder: Path) -> Any:
+    import zarr
+
+    return zarr.open_array(folder, mode="r+", zarr_format=3, config={"write_empty_chunks": True})

@@ -1,0 +1,222 @@
+"""One run of a streamed reconstruction, as planned: what it is, its tiles, and what they will cost.
+
+Planning opens the stack and reads none of it. `prepare`, `job` and `complete` are what lies before
+and after the tiles, whoever computes those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .adaptation import AdaptOptions
+from .denoiser import Denoiser, load_denoiser
+from .device import resolve_device
+from .progress import Progress, ProgressCallback
+from .projections import Projections
+from .store_layout import Layout
+from .store_output import OutputStore
+from .store_source import StoredStack, open_stack
+from .streaming_prepare import Prepared, prepare, stack_geometry
+from .streaming_tiles import Choices, TileJob
+from .tensor_files import digest
+from .tiling import TilePlan
+from .tiling_budget import Prediction, default_layout, fit_tiles, memory_bytes, predict
+
+
+@dataclass(frozen=True, eq=False)
+class StreamRun:
+    """A run that is planned.
+
+    Attributes:
+        stack: the projections on disk.
+        geometry: of their acquisition; its images are a stand-in.
+        network: as loaded, before any adaptation.
+        training: budget of the adaptation.
+        choices: what was asked for.
+        layout: of the output.
+        plan: tiles.
+        prediction: what they will cost.
+        parameters: every option as resolved.
+        identity: what makes two runs the same one, see `OutputStore`.
+        device: where to compute.
+    """
+
+    stack: StoredStack
+    geometry: Projections
+    network: Denoiser
+    training: AdaptOptions
+    choices: Choices
+    layout: Layout
+    plan: TilePlan
+    prediction: Prediction
+    parameters: dict[str, Any]
+    identity: dict[str, Any]
+    device: torch.device
+
+    def prepare(
+        self, store: OutputStore, *, progress: bool, callback: ProgressCallback | None
+    ) -> Prepared:
+        """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
+        ready = Prepared.load(store.folder)
+        if ready is None:
+            ready = prepare(
+                self.stack,
+                self.geometry,
+                self.network,
+                axial_blur=self.parameters["axial_blur"],
+                soft=self.choices.consistency == "soft",
+                train=self.parameters["adapt"],
+                options=self.training,
+                seed=self.choices.seed,
+                progress=progress,
+                callback=callback,
+            )
+            ready.save(store.folder)
+        return ready
+
+    def job(self, store: OutputStore) -> TileJob:
+        """The tiles, for whoever computes them; after `prepare`."""
+        words = json.dumps([self.identity, self.plan.core, str(store.folder)], default=str)
+        return TileJob(
+            key=hashlib.sha256(words.encode()).hexdigest(),
+            source=self.stack.path.resolve(),
+            folder=store.folder,
+            layout=self.layout,
+            plan=self.plan,
+            operator=self.geometry.operator,
+            choices=self.choices,
+            device=str(self.device),
+        )
+
+    def complete(
+        self,
+        store: OutputStore,
+        ready: Prepared,
+        *,
+        progress: bool,
+        callback: ProgressCallback | None,
+    ) -> dict[str, Any]:
+        """Make the coarser resolutions and put the volume in its place, when all tiles are there.
+
+        Returns:
+            The parameters, with what `prepare` found out.
+
+        Raises:
+            InputError: a tile is missing, or there is no room.
+        """
+        with Progress(
+            "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
+        ) as bar:
+            store.coarsen(bar.advance)
+        found = {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
+        parameters = self.parameters | found
+        metadata = {"kind": "reconstruction", "parameters": parameters}
+        store.finish({**metadata, "adaptation": ready.evidence})
+        return parameters
+
+
+def plan_stream(
+    source: str | os.PathLike[str],
+    *,
+    step_length: int | None,
+    stride: int | None,
+    weights: Sequence[float] | None,
+    start: int | None,
+    depth: int | None,
+    voxel_size: Sequence[float] | None,
+    steps: int | None,
+    sampler: Literal["ddim", "ddpm", "dpm++"],
+    gamma: float,
+    guidance: float,
+    consistency: Literal["hard", "soft", "off"],
+    adapt: bool,
+    adapt_steps: int | None,
+    axial_blur: float | None,
+    denoiser: str | Path | None,
+    seed: int,
+    memory: int | str,
+    chunks: Sequence[int] | None,
+    device: str | torch.device | None,
+) -> StreamRun:
+    """Plan a run: every argument checked, nothing computed or written; see `stream_reconstruct`.
+
+    Raises:
+        InputError: an argument that does not fit, a stack that is not complete, or a budget that
+            not even the smallest tile fits into.
+    """
+    budget = memory_bytes(memory)
+    stack = open_stack(source)
+    geometry = stack_geometry(
+        stack,
+        step_length=step_length,
+        stride=stride,
+        weights=weights,
+        start=start,
+        depth=depth,
+        voxel_size=voxel_size,
+    )
+    place = resolve_device(device, torch.device("cpu"))
+    training = AdaptOptions(steps=adapt_steps)
+    network = load_denoiser(None if denoiser is None else Path(denoiser))
+    shape = (geometry.depth, *stack.shape[1:])
+    layout = Layout(
+        shape, *default_layout(shape, geometry.stride, chunks), voxel_size=geometry.voxel_size
+    )
+    choices = Choices(steps, sampler, gamma, guidance, consistency, seed)
+    parameters: dict[str, Any] = {
+        "step_length": geometry.step_length,
+        "stride": geometry.stride,
+        "start": geometry.start,
+        "depth": geometry.depth,
+        "weights": geometry.weights,
+        "estimate": "posterior mean" if steps is None else "sample",
+        **asdict(choices),
+        "adapt": adapt,
+        "adapt_steps": training.steps if adapt else 0,
+        "axial_blur": axial_blur,
+        "prior": "interpolation",
+    }
+    identity = {
+        **parameters,
+        "input": stack.fingerprint(),
+        "network": digest(network.state_dict()),
+        "layout": asdict(layout),
+        "version": _version(),
+    }
+    # a budget that is too small shows before anything is computed or written
+    soft = 0.0 if consistency == "soft" else None
+    draft = choices.recipe(
+        Prepared(network, 0.0, 1.0, 0.0, soft, {}), geometry.operator, stack.shape[1:]
+    )
+    itemsize = stack.dtype.itemsize
+    footprint = draft.footprint(itemsize)
+    plan = fit_tiles(
+        shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
+    )
+    return StreamRun(
+        stack=stack,
+        geometry=geometry,
+        network=network,
+        training=training,
+        choices=choices,
+        layout=layout,
+        plan=plan,
+        prediction=predict(plan, footprint, itemsize=itemsize),
+        parameters=parameters,
+        identity=identity,
+        device=place,
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("microdiffusion-fast")

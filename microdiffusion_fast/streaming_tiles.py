@@ -1,0 +1,168 @@
+"""The tiles of a streamed reconstruction: one job that any process can take a tile of.
+
+A `TileJob` is small and picklable: it names the stack, the folder of the unfinished volume and what
+was asked for. The weights and the intensity range lie in that folder, as `Prepared` left them. A
+`TileWorker` opens all of this once; `run_tile` keeps one worker per thread, for engines that
+scatter calls over processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from .device import resolve_device
+from .errors import InputError
+from .forward_model import AxialProjection
+from .preset_fast import MEAN_STEPS
+from .schedule import SamplingPlan, make_plan
+from .store_layout import Layout
+from .store_shards import ShardWriter
+from .store_source import SlidingReader, open_stack
+from .streaming_prepare import Prepared
+from .tile_reconstruction import TileRecipe, reconstruct_tile
+from .tiling import TilePlan
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a streamed reconstruction was asked for, beside the stack; as in `reconstruct`."""
+
+    steps: int | None
+    sampler: Literal["ddim", "ddpm", "dpm++"]
+    gamma: float
+    guidance: float
+    consistency: Literal["hard", "soft", "off"]
+    seed: int
+
+    def recipe(
+        self, ready: Prepared, operator: AxialProjection, size: tuple[int, int]
+    ) -> TileRecipe:
+        """What all tiles of a stack with images of `size` (y, x) share."""
+        steps = MEAN_STEPS if self.steps is None else self.steps
+        return TileRecipe(
+            denoiser=ready.denoiser.eval(),
+            operator=operator,
+            shape=(operator.depth, *size),
+            intensity=(ready.low, ready.high),
+            chain=self._plan(steps, ready.noise_to_signal),
+            chains=1,
+            mean=None,
+            axial_blur=ready.axial_blur,
+            hard=self.consistency == "hard",
+            seed=self.seed,
+        )
+
+    def _plan(self, length: int, ratio: float | None) -> SamplingPlan:
+        return make_plan(
+            length,
+            sampler=self.sampler,
+            gamma=self.gamma,
+            guidance=self.guidance,
+            consistency=self.consistency,
+            noise_to_signal=ratio,
+            spacing="snr" if self.sampler == "dpm++" else "time",
+        )
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """All that a process needs to compute any tile of one run.
+
+    Attributes:
+        key: equal for equal jobs, of any process.
+        source: the stack.
+        folder: of the unfinished volume, prepared: with the weights and without a tile.
+        layout: of the volume.
+        plan: its tiles.
+        operator: the acquisition.
+        choices: what was asked for.
+        device: where to compute.
+    """
+
+    key: str
+    source: Path
+    folder: Path
+    layout: Layout
+    plan: TilePlan
+    operator: AxialProjection
+    choices: Choices
+    device: str
+
+    def missing(self) -> list[int]:
+        """The tiles that are not finished, in the order of the plan."""
+        shards = ShardWriter(self.folder, self.layout)
+        return [
+            number
+            for number, tile in enumerate(self.plan)
+            if not all(shards.has(shard) for shard in self.plan.shards_of(tile))
+        ]
+
+
+class TileReceipt(NamedTuple):
+    """What became of one tile: its number in the plan, pixels read for it, seconds it took."""
+
+    tile: int
+    pixels: int
+    seconds: float
+
+
+class TileWorker:
+    """Everything that stays open from tile to tile; for one thread.
+
+    Raises:
+        InputError: the stack cannot be opened, or the run is not prepared.
+    """
+
+    def __init__(self, job: TileJob) -> None:
+        self.job = job
+        self.place = resolve_device(job.device, torch.device("cpu"))
+        ready = Prepared.load(job.folder)
+        if ready is None:
+            raise InputError("output", "a run that is prepared", str(job.folder))
+        ready.denoiser.to(self.place)
+        stack = open_stack(job.source)
+        self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
+        self.reader = SlidingReader(stack)
+        self.shards = ShardWriter(job.folder, job.layout)
+
+    def run(self, number: int) -> TileReceipt:
+        """Read, compute and write one tile; its shards have their receipts when this returns.
+
+        Raises:
+            InputError: it cannot be read or written.
+        """
+        begun, before = time.perf_counter(), self.reader.pixels
+        plan = self.job.plan
+        tile = plan[number]
+        images = torch.from_numpy(self.reader.read(tile.read)).to(self.place)
+        core, _ = reconstruct_tile(tile, images, self.recipe)
+        self.shards.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
+        return TileReceipt(number, self.reader.pixels - before, time.perf_counter() - begun)
+
+
+_own = threading.local()  # a reader and a network are not for two threads at a time
+
+
+def run_tile(job: TileJob, number: int) -> TileReceipt:
+    """One tile of a job, by the worker that this thread keeps for it."""
+    worker: TileWorker | None = getattr(_own, "worker", None)
+    if worker is None or worker.job.key != job.key:
+        worker = _own.worker = TileWorker(job)
+    return worker.run(number)
+
+
+def run_tiles(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
+    """Tiles of a job in this process, one after the other: the simplest `Runner`."""
+    worker = TileWorker(job)
+    for number in tiles:
+        yield worker.run(number)
+
+
+Runner = Callable[[TileJob, Sequence[int]], Iterable[TileReceipt]]
