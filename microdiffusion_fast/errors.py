@@ -12,3 +12,7 @@ class InputError(ValueError):
     def __init__(self, argument: str, expected: str, got: object) -> None:
         self.argument, self.expected, self.got = argument, expected, got
         super().__init__(f"{argument}: expected {expected}, got {got}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object]]:
+        # an exception is rebuilt from `args`, which is one text here: it crosses processes
+        return type(self), (self.argument, self.expected, self.got)
