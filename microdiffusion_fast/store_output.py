@@ -5,19 +5,21 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/run.json      what run it is; written last of all that a run begins with
     .NAME.partial/image/        the NGFF 0.5 image
     .NAME.partial/receipts/     one file a finished shard, written after its data
+    .NAME.partial/lock.*        who is at work, see `OutputStore`
 
 `OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,22 +28,54 @@ from .io_common import NAMESPACE, load_json, parse_extra
 from .io_output import _replace_folder, is_zarr, prepare_output
 from .io_zarr import _node
 from .store_layout import Layout, halved
-from .store_shards import IMAGE, RECEIPTS, ShardWriter, flush, write_durably, writing
+from .store_lock import hold, locked, share
+from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, flush, write_durably, writing
+
+_RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
+_DIVISION = "division.json"
+
+
+class Finished(Exception):
+    """Another process finished this run meanwhile."""
+
+
+class Part(NamedTuple):
+    """Part `number` of `count`, from 1, of a run that as many processes divide among them.
+
+    `rule` says how: JSON values that they must agree on.
+    """
+
+    number: int
+    count: int
+    rule: dict[str, Any]
 
 
 class OutputStore:
-    """The output of one run, begun or taken up again; a context, for only one process at a time.
+    """The output of one run, begun or taken up again; a context.
+
+    One process works on a run, with workers of its own (`ShardWriter`), or several do, each on its
+    part. Four locks keep them apart; the system releases those of a process that dies.
+
+        lock.run        held as long as the store is open: alone, or shared by parts
+        lock.part.N     likewise: of a part
+        lock.begin      while a process comes to the run, and while one finishes it
+        lock.writing    shared while a shard is written; alone where a run begins and where it ends:
+                        a worker whose run is over never writes into another
 
     Args:
         path: of the finished Zarr store.
         layout: sizes.
         run: what makes two runs the same one: JSON values by name, kept in the attributes of the
             image. A run that was begun is taken up if they are equal, and refused otherwise.
+        settings: JSON values by name that change the volume by rounding only. A run that is taken
+            up keeps those that it was begun with, see the attribute `settings`.
+        part: of the run that this process does; None is all of it.
         resume: False begins anew.
         overwrite: replace a finished volume, once the new one is complete.
 
     Raises:
         InputError: the place cannot be written, another run was begun there, or one is at work.
+        Finished: by another process, meanwhile.
     """
 
     def __init__(
@@ -50,41 +84,78 @@ class OutputStore:
         layout: Layout,
         run: dict[str, Any],
         *,
+        settings: dict[str, Any] | None = None,
+        part: Part | None = None,
         resume: bool = True,
         overwrite: bool = False,
     ) -> None:
         if not Path(path).name.lower().endswith(".zarr"):
             raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
+        if part is not None and not resume:
+            raise InputError("resume", "True for a part: the others would be lost", "False")
         self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
         self.layout, self.levels = layout, layout.levels
-        self.folder = self.target.with_name(f".{self.target.name}.partial")
+        self.folder = _partial(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
-        self.run = json.loads(json.dumps(run))
+        self.run = _plain(run)
+        self.settings = _plain(settings or {})
+        self._held: list[int] = []
         with writing(self.target):
-            self.folder.mkdir(exist_ok=True)
-            self._lock = os.open(self.folder, os.O_RDONLY)
+            entrance = self._enter()
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._lock)
-                expected = "a volume that no other process is writing"
-                raise InputError("output", expected, str(self.target)) from None
-            try:
-                self._begin(resume=resume)
+                self._join(part, resume=resume)
             except BaseException:
                 self.close()
                 raise
+            finally:
+                os.close(entrance)
+
+    def _enter(self) -> int:
+        """Take the lock of those who come, in a folder that is there and stays."""
+        while True:
+            self.folder.mkdir(exist_ok=True)
+            try:
+                entrance = hold(self.folder / _BEGIN_LOCK)
+            except FileNotFoundError:  # it was finished between these two lines
+                continue
+            assert entrance is not None
+            return entrance
+
+    def _join(self, part: Part | None, *, resume: bool) -> None:
+        if resume and not (self.folder / RUN).is_file() and is_finished(self.target, self.run):
+            _remove(self.folder)  # made by `_enter`
+            raise Finished(str(self.target))
+        at_work = hold(self.folder / _RUN_LOCK, wait=False)
+        alone = at_work is not None
+        if at_work is None and part is not None:
+            at_work = hold(self.folder / _RUN_LOCK, shared=True, wait=False)
+        if at_work is None:
+            expected = "a volume that no other process is writing"
+            raise InputError("output", expected, str(self.target))
+        self._held.append(at_work)
+        if alone:
+            with locked(self.folder / WRITING):  # no worker of a process that died writes now
+                self._begin(resume=resume)
+        else:
+            self._take_up(load_json(self.folder / RUN))
+        if part is not None:
+            self._divide(part, alone=alone)
+        self.shards = ShardWriter(self.folder, self.layout, self.token)
 
     def _begin(self, *, resume: bool) -> None:
-        record = self.folder / "run.json"
+        """Make what is not there, and shut out who wrote for a process that is no more."""
+        record = self.folder / RUN
+        self.token = secrets.token_hex(8)
         if resume and record.is_file() and self.image.is_dir():
-            _refuse_another(load_json(record), self.run, self.target)
-            for stray in self.image.rglob("*.partial"):  # of a kill within a write
-                stray.unlink()
+            self._take_up({**load_json(record), "token": self.token})
+            self._remove_strays()
         else:
             record.unlink(missing_ok=True)  # first: what is left of a run that is being removed
             for entry in self.folder.iterdir():  # would not be taken for a run
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif not entry.name.startswith("lock."):
+                    entry.unlink()
             self.receipts.mkdir()
             self.layout.create(
                 self.image, self.target.name.removesuffix(".zarr").removesuffix(".ome")
@@ -92,8 +163,27 @@ class OutputStore:
             for file in sorted(self.image.rglob("zarr.json")):
                 flush(file)
                 flush(file.parent)
-            write_durably(record, json.dumps(self.run, indent=1).encode())
-        self.shards = ShardWriter(self.folder, self.layout)
+        values = {"run": self.run, "settings": self.settings, "token": self.token}
+        write_durably(record, json.dumps(values, indent=1).encode())
+
+    def _take_up(self, record: dict[str, Any]) -> None:
+        _refuse_another(record.get("run", {}), self.run, self.target)
+        self.settings, self.token = record["settings"], record["token"]
+
+    def _divide(self, part: Part, *, alone: bool) -> None:
+        """Agree with the processes that do the other parts, and let them in."""
+        file, rule = self.folder / _DIVISION, _plain({"parts": part.count, **part.rule})
+        if alone:
+            write_durably(file, json.dumps(rule).encode())
+            share(self._held[0])
+        elif (agreed := load_json(file)) != rule:
+            expected = f"the division of the processes at work, {_short(agreed)}"
+            raise InputError("shard", expected, _short(rule))
+        lock = hold(self.folder / f"lock.part.{part.number}", wait=False)
+        if lock is None:
+            expected = "a part that no other process is doing"
+            raise InputError("shard", expected, f"{part.number}/{part.count} of {self.target}")
+        self._held.append(lock)
 
     def __enter__(self) -> OutputStore:
         return self
@@ -103,7 +193,33 @@ class OutputStore:
 
     def close(self) -> None:
         """Let another process write here; what is finished stays."""
-        os.close(self._lock)
+        while self._held:
+            os.close(self._held.pop())
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Do what `name` says in one process at a time; others wait.
+
+        Raises:
+            InputError: the run is over.
+        """
+        with writing(self.target), locked(self.folder / f"lock.{name}"):
+            yield
+
+    @contextmanager
+    def last(self) -> Iterator[bool]:
+        """Whether this process is to finish the run: no shard is missing, and no other does."""
+        lock = None
+        if all(self.shards.has(box) for box in self.levels[0].boxes()):
+            try:  # whoever takes this lock has seen that all is there, so nobody waits for it
+                lock = hold(self.folder / _FINISH_LOCK, wait=False)
+            except FileNotFoundError:  # finished
+                lock = None
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def missing(self) -> int:
         """How many shards of the coarser resolutions are to be made."""
@@ -151,16 +267,23 @@ class OutputStore:
             raise InputError("output", f"all {count:,} shards", f"{done:,}")
         import zarr
 
-        with writing(self.target):
+        # nobody comes to this run now, and nobody writes for it
+        entrance, pen = self.folder / _BEGIN_LOCK, self.folder / WRITING
+        with writing(self.target), locked(entrance), locked(pen):
+            self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
             flush(self.image / "zarr.json")
             flush(self.image)
-            old = self.folder / "old"
-            _replace_folder(self.image, self.target, old)
+            _replace_folder(self.image, self.target, self.folder / "old")
             flush(self.target.parent)
-            shutil.rmtree(self.folder)
+            _remove(self.folder)
         return self.target
+
+    def _remove_strays(self) -> None:
+        """Remove what a kill within a write left in the image."""
+        for stray in self.image.rglob("*.partial"):
+            stray.unlink()
 
 
 def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
@@ -170,7 +293,37 @@ def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
         return False
     attributes, _ = _node(target)
     stored = parse_extra(attributes.get(NAMESPACE)).get("run")
-    return bool(stored == json.loads(json.dumps(run)))
+    return bool(stored == _plain(run))
+
+
+def remove_remains(path: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed between the last two lines of `finish` left behind."""
+    target = Path(path).resolve()
+    folder = _partial(target)
+    for gone in target.parent.glob(f".{target.name}.*.removed"):
+        shutil.rmtree(gone, ignore_errors=True)
+    if is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists():
+        with suppress(OSError):
+            entrance = hold(folder / _BEGIN_LOCK, wait=False)
+            if entrance is not None:
+                _remove(folder)
+                os.close(entrance)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _remove(folder: Path) -> None:
+    # under another name first: who comes meanwhile finds all of it or nothing
+    gone = folder.with_suffix(f".{secrets.token_hex(4)}.removed")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return dict(json.loads(json.dumps(values)))
 
 
 def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:

@@ -1,13 +1,14 @@
 """The shards of a volume that is being written: data first, on disk, then the receipt.
 
 Every file gets its name when it is whole. Any number of processes may write into one volume, as
-long as no two write the same shard at a time.
+long as no two write the same shard at a time; `OutputStore` says how they are kept apart.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .io_common import load_json
 from .store_layout import Layout
+from .store_lock import hold
 from .tiling_windows import Box
 
 IMAGE, RECEIPTS = "image", "receipts"  # folders in that of an unfinished volume
+RUN, WRITING = "run.json", "lock.writing"  # files there
 
 
 class ShardWriter:
@@ -29,9 +32,11 @@ class ShardWriter:
     Args:
         folder: that of an `OutputStore` that has been begun.
         layout: sizes.
+        token: of that store, as long as it is the one that the shards are written for.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: Layout, token: str) -> None:
+        self.folder, self.token = folder, token
         self.image, self.receipts = folder / IMAGE, folder / RECEIPTS
         self.levels = layout.levels
         self.arrays = [_open_array(self.image / str(number)) for number in range(len(self.levels))]
@@ -51,10 +56,10 @@ class ShardWriter:
         """Write the voxels of `core`, which are the given shards, and then their receipts.
 
         Raises:
-            InputError: there is no room, or the place cannot be written.
+            InputError: there is no room, the place cannot be written, or the run is over.
         """
         files = {shard: self._file(shard, level) for shard in shards}
-        with writing(self.image):
+        with writing(self.folder), self._pen():
             for shard in files:
                 self.arrays[level][shard.slices] = data[shard.within(core)]
             for file in files.values():
@@ -67,6 +72,23 @@ class ShardWriter:
                 record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
                 write_durably(self._receipt(shard, level), json.dumps(record).encode())
 
+    @contextmanager
+    def _pen(self) -> Iterator[None]:
+        """What every writer holds, as long as its run is the one in the folder."""
+        try:
+            pen = hold(self.folder / WRITING, shared=True)
+        except FileNotFoundError:
+            pen = None
+        try:
+            if pen is None or load_json(self.folder / RUN).get("token") != self.token:
+                expected = "the run that this process works for"
+                got = f"{self.folder}, which was taken over or finished"
+                raise InputError("output", expected, got)
+            yield
+        finally:
+            if pen is not None:
+                os.close(pen)
+
     def _file(self, shard: Box, level: int = 0) -> Path:
         index = self.levels[level].index(shard)
         return self.image / str(level) / self.arrays[level].metadata.encode_chunk_key(index)
@@ -78,7 +100,7 @@ class ShardWriter:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, and have it on disk when this returns."""
-    part = path.with_name(path.name + ".new")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     with part.open("wb") as file:
         file.write(data)
         file.flush()

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from .errors import InputError
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
-from .store_output import OutputStore, is_finished
+from .store_output import Finished, OutputStore, is_finished, remove_remains
+from .streaming_parts import part_of, tiles_of
 from .streaming_plan import plan_stream
 from .streaming_tiles import Runner, run_tiles
 from .tiling_budget import Prediction
@@ -25,13 +27,14 @@ class StreamedReconstruction:
 
     Attributes:
         path: the volume.
-        tiles: tiles of the volume; 0 where the volume was complete already.
+        tiles: tiles of the volume, or of this part of it; 0 where the volume was complete already.
         resumed: how many of them an earlier run had finished.
         pixels_read: pixels of projections that the tiles read.
         seconds: of this run.
         prediction: memory, traffic and arithmetic, as planned; None where nothing was to be done.
         parameters: every option as resolved.
         adaptation: what was tried on this stack, and what was accepted.
+        finished: whether the volume is complete, and there.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class StreamedReconstruction:
     prediction: Prediction | None
     parameters: dict[str, Any]
     adaptation: dict[str, Any]
+    finished: bool
 
 
 def stream_reconstruct(
@@ -70,6 +74,9 @@ def stream_reconstruct(
     resume: bool = True,
     overwrite: bool = False,
     plan_only: bool = False,
+    client: Any = None,
+    shard: str | None = None,
+    threads: int | None = None,
     runner: Runner = run_tiles,
     progress: bool = False,
     callback: ProgressCallback | None = None,
@@ -92,6 +99,11 @@ def stream_reconstruct(
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
         plan_only: compute and write nothing; the result has the prediction.
+        client: of `dask.distributed`; its workers compute the tiles, see `distributed.DaskTiles`.
+        shard: "i/n", the i-th of n parts: each of n processes, which know nothing of each other,
+            does its own, and the one that finds all of them done makes the volume.
+        threads: of the CPU that compute a tile, in every process; None are those of torch, or of
+            the workers. A run that is taken up keeps its number: another rounds otherwise.
         runner: what computes the tiles that are missing: called with the job and their numbers,
             yields the receipt of each when it is written, in any order.
 
@@ -125,35 +137,63 @@ def stream_reconstruct(
         chunks=chunks,
         device=device,
     )
-    if plan_only or (resume and is_finished(output, run.identity)):
+    def nothing(tiles: int, prediction: Prediction | None) -> StreamedReconstruction:
+        seconds, place = time.perf_counter() - begun, Path(output)
         return StreamedReconstruction(
-            path=Path(output),
-            tiles=len(run.plan) if plan_only else 0,
-            resumed=0,
-            pixels_read=0,
-            seconds=time.perf_counter() - begun,
-            prediction=run.prediction if plan_only else None,
-            parameters=run.parameters,
-            adaptation={},
+            place, tiles, 0, 0, seconds, prediction, run.parameters, {}, finished=not tiles
         )
-    with OutputStore(output, run.layout, run.identity, resume=resume, overwrite=overwrite) as store:
+
+    part = None if shard is None else part_of(shard, run.plan)
+    if plan_only:
+        return nothing(len(run.plan), run.prediction)
+    if resume and is_finished(output, run.identity):
+        remove_remains(output)
+        return nothing(0, None)
+    if client is not None:
+        from .distributed import DaskTiles
+
+        runner = DaskTiles(client)
+        usual = runner.threads
+    else:
+        usual = torch.get_num_threads()
+    try:
+        store = OutputStore(
+            output,
+            run.layout,
+            run.identity,
+            settings={"threads": usual if threads is None else threads},
+            part=part,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    except Finished:
+        return nothing(0, None)
+    with store:
+        if threads not in (None, store.settings["threads"]):
+            expected = f"{store.settings['threads']}, which the run was begun with"
+            raise InputError("threads", expected, threads)
         ready = run.prepare(store, progress=progress, callback=callback)
         job = run.job(store)
-        missing, pixels = job.missing(), 0
+        own = range(len(run.plan)) if part is None else tiles_of(part, run.plan)
+        missing, pixels = [number for number in job.missing() if number in own], 0
         with Progress(
             "reconstruct", len(missing), enabled=progress, callback=callback, unit="tile"
         ) as bar:
             for receipt in runner(job, missing):
                 pixels += receipt.pixels
                 bar.advance(1)
-        parameters = run.complete(store, ready, progress=progress, callback=callback)
+        parameters = run.parameters
+        with store.last() as last:
+            if last or part is None:
+                parameters = run.complete(store, ready, progress=progress, callback=callback)
     return StreamedReconstruction(
         path=Path(output),
-        tiles=len(run.plan),
-        resumed=len(run.plan) - len(missing),
+        tiles=len(own),
+        resumed=len(own) - len(missing),
         pixels_read=pixels,
         seconds=time.perf_counter() - begun,
         prediction=run.prediction,
         parameters=parameters,
         adaptation=ready.evidence,
+        finished=part is None or is_finished(output, run.identity),
     )

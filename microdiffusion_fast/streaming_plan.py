@@ -65,26 +65,27 @@ class StreamRun:
         self, store: OutputStore, *, progress: bool, callback: ProgressCallback | None
     ) -> Prepared:
         """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
-        ready = Prepared.load(store.folder)
-        if ready is None:
-            ready = prepare(
-                self.stack,
-                self.geometry,
-                self.network,
-                axial_blur=self.parameters["axial_blur"],
-                soft=self.choices.consistency == "soft",
-                train=self.parameters["adapt"],
-                options=self.training,
-                seed=self.choices.seed,
-                progress=progress,
-                callback=callback,
-            )
-            ready.save(store.folder)
+        with store.turn("prepare"):  # of several processes one finds out, the others wait for it
+            ready = Prepared.load(store.folder)
+            if ready is None:
+                ready = prepare(
+                    self.stack,
+                    self.geometry,
+                    self.network,
+                    axial_blur=self.parameters["axial_blur"],
+                    soft=self.choices.consistency == "soft",
+                    train=self.parameters["adapt"],
+                    options=self.training,
+                    seed=self.choices.seed,
+                    progress=progress,
+                    callback=callback,
+                )
+                ready.save(store.folder)
         return ready
 
     def job(self, store: OutputStore) -> TileJob:
         """The tiles, for whoever computes them; after `prepare`."""
-        words = json.dumps([self.identity, self.plan.core, str(store.folder)], default=str)
+        words = json.dumps([self.identity, self.plan.core, str(store.folder), store.token], default=str)
         return TileJob(
             key=hashlib.sha256(words.encode()).hexdigest(),
             source=self.stack.path.resolve(),
@@ -94,6 +95,8 @@ class StreamRun:
             operator=self.geometry.operator,
             choices=self.choices,
             device=str(self.device),
+            token=store.token,
+            threads=store.settings["threads"],
         )
 
     def complete(

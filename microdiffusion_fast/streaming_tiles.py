@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -84,6 +85,8 @@ class TileJob:
         operator: the acquisition.
         choices: what was asked for.
         device: where to compute.
+        token: of the folder, see `ShardWriter`.
+        threads: of the CPU: convolutions round by their number, so all processes take the same.
     """
 
     key: str
@@ -94,10 +97,12 @@ class TileJob:
     operator: AxialProjection
     choices: Choices
     device: str
+    token: str
+    threads: int
 
     def missing(self) -> list[int]:
         """The tiles that are not finished, in the order of the plan."""
-        shards = ShardWriter(self.folder, self.layout)
+        shards = ShardWriter(self.folder, self.layout, self.token)
         return [
             number
             for number, tile in enumerate(self.plan)
@@ -130,7 +135,7 @@ class TileWorker:
         stack = open_stack(job.source)
         self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
         self.reader = SlidingReader(stack)
-        self.shards = ShardWriter(job.folder, job.layout)
+        self.shards = ShardWriter(job.folder, job.layout, job.token)
 
     def run(self, number: int) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.
@@ -142,9 +147,20 @@ class TileWorker:
         plan = self.job.plan
         tile = plan[number]
         images = torch.from_numpy(self.reader.read(tile.read)).to(self.place)
-        core, _ = reconstruct_tile(tile, images, self.recipe)
+        with _threads(self.job.threads):
+            core, _ = reconstruct_tile(tile, images, self.recipe)
         self.shards.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
         return TileReceipt(number, self.reader.pixels - before, time.perf_counter() - begun)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _own = threading.local()  # a reader and a network are not for two threads at a time
