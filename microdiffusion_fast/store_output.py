@@ -93,6 +93,8 @@ class OutputStore:
             raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
         if part is not None and not resume:
             raise InputError("resume", "True for a part: the others would be lost", "False")
+        if part is not None and is_finished(path, run):
+            raise Finished(str(path))
         self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
         self.layout, self.levels = layout, layout.levels
         self.folder = _partial(self.target)

@@ -137,6 +137,11 @@ class TileWorker:
         self.reader = SlidingReader(stack)
         self.shards = ShardWriter(job.folder, job.layout, job.token)
 
+    def has(self, number: int) -> bool:
+        """Whether a tile is finished."""
+        plan = self.job.plan
+        return all(self.shards.has(shard) for shard in plan.shards_of(plan[number]))
+
     def run(self, number: int) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.
 

@@ -49,8 +49,8 @@ LAYERS: list[set[str]] = [
     {"paper"},
     {"preset"},
     {"reconstruct", "tile"},
-    {"streaming"},
-    {"experiments", "distributed", "report", "integrations", "cli"},
+    {"streaming", "distributed"},
+    {"experiments", "report", "integrations", "cli"},
 ]
 OUTERMOST = len(LAYERS) - 1
 # Prior, condition and operator reach the sampler as arguments.
@@ -58,6 +58,7 @@ SAMPLER_NEVER = {"inr", "io", "projections"}
 KERNELS_MAY = {"torch", "numpy"} | set(sys.stdlib_module_names)
 HEAVY = {"triton", "tinycudann", "matplotlib", "dask", "zarr", "tifffile", "typer", "rich"}
 HEAVY |= {"skimage", "napari", "qtpy", "diffusers", "torchmetrics"}
+HEAVY |= {"distributed", "dask_jobqueue", "dask_cuda"}
 
 
 @dataclass(frozen=True)
