@@ -27,7 +27,7 @@ class StreamedReconstruction:
         path: the volume.
         tiles: tiles of the volume; 0 where the volume was complete already.
         resumed: how many of them an earlier run had finished.
-        pixels_read: pixels of projections that the tiles read.
+        pixels_read: pixels of projections that were decoded, to prepare the tiles and for them.
         seconds: of this run.
         prediction: memory, traffic and arithmetic, as planned; None where nothing was to be done.
         parameters: every option as resolved.
@@ -139,7 +139,7 @@ def stream_reconstruct(
     with OutputStore(output, run.layout, run.identity, resume=resume, overwrite=overwrite) as store:
         ready = run.prepare(store, progress=progress, callback=callback)
         job = run.job(store)
-        missing, pixels = job.missing(), 0
+        missing, pixels = job.missing(), ready.pixels
         with Progress(
             "reconstruct", len(missing), enabled=progress, callback=callback, unit="tile"
         ) as bar:
