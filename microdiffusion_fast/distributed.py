@@ -7,6 +7,7 @@ sends back a receipt of a few bytes. Files are reached under the same path from 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,15 @@ def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileRecei
     with _turn:  # a worker with several threads gives them all to one tile
         try:
             if not _open or _open[0].job.key != job.key:
-                _open[:] = []  # before the next one takes its memory
-                _open[:] = [TileWorker(job)]
+                while _open:  # before the next one takes its memory
+                    _open.pop().close()
+                _open.append(TileWorker(job))
             worker = _open[0]
-            return [
-                TileReceipt(number, 0, 0.0) if worker.has(number) else worker.run(number)
-                for number in tiles
-            ]
+            missing = [number for number in tiles if not worker.has(number)]
+            receipts = [TileReceipt(number, 0, 0.0) for number in tiles if number not in missing]
+            for number, following in zip_longest(missing, missing[1:]):
+                receipts.append(worker.run(number, following))
+            return receipts
         except InputError as error:
             return error
 
@@ -187,7 +190,7 @@ def _local(count: int, threads: int | None, *, cuda: bool) -> Any:
     options = {"n_workers": count, "threads_per_worker": each, "memory_limit": 0}
     if cuda:
         return _optional("dask_cuda", "cuda").LocalCUDACluster(**options)
-    return LocalCluster(**options, dashboard_address=None)
+    return LocalCluster(**options, dashboard_address=None, silence_logs=logging.ERROR)
 
 
 def _slurm(count: int) -> Any:

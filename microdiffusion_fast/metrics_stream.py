@@ -115,7 +115,7 @@ def slabs_of(x: StoredStack, y: StoredStack, memory: int) -> list[Box]:
     depth, height, width = x.shape
     each = height * width * (x.dtype.itemsize + y.dtype.itemsize) * _COPIES
     slices = max(memory // each, 1)
-    together = math.lcm(x.together, y.together)
+    together = math.lcm(x.chunks[0], y.chunks[0])
     if slices > together:
         slices -= slices % together
     return [Box(z, Span(0, height), Span(0, width)) for z in intervals(depth, slices)]

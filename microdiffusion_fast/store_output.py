@@ -40,13 +40,13 @@ class Finished(Exception):
 
 
 class Part(NamedTuple):
-    """Part `number` of `count`, from 1, of a run that as many processes divide among them.
+    """Part `number` of `total`, from 1, of a run that as many processes divide among them.
 
     `rule` says how: JSON values that they must agree on.
     """
 
     number: int
-    count: int
+    total: int
     rule: dict[str, Any]
 
 
@@ -174,7 +174,7 @@ class OutputStore:
 
     def _divide(self, part: Part, *, alone: bool) -> None:
         """Agree with the processes that do the other parts, and let them in."""
-        file, rule = self.folder / _DIVISION, _plain({"parts": part.count, **part.rule})
+        file, rule = self.folder / _DIVISION, _plain({"parts": part.total, **part.rule})
         if alone:
             write_durably(file, json.dumps(rule).encode())
             share(self._held[0])
@@ -184,7 +184,7 @@ class OutputStore:
         lock = hold(self.folder / f"lock.part.{part.number}", wait=False)
         if lock is None:
             expected = "a part that no other process is doing"
-            raise InputError("shard", expected, f"{part.number}/{part.count} of {self.target}")
+            raise InputError("shard", expected, f"{part.number}/{part.total} of {self.target}")
         self._held.append(lock)
 
     def __enter__(self) -> OutputStore:

@@ -25,7 +25,7 @@ from .io_common import (
     parse_extra,
 )
 from .io_output import is_zarr
-from .tiling_windows import Box, Span
+from .tiling_windows import Box
 
 _ANY_SIZE = sys.maxsize  # nothing is allocated at the size of the file
 
@@ -38,7 +38,8 @@ class StoredStack:
         path: the file, or the folder of the store.
         shape: (K, Y, X).
         dtype: of the file.
-        together: images that lie in one chunk of the file, and are best read together.
+        chunks: (k, y, x) pixels that are best read together: those of a chunk of the file; 1
+            in one that is mapped.
         voxel_size: (z, y, x) in micrometres as the file states it, or None.
         extra: metadata that `Projections.save` left.
         load: gives the pixels of a box, in the dtype of the file.
@@ -48,7 +49,7 @@ class StoredStack:
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     load: Callable[[Box], NDArray[Any]]
-    together: int = 1
+    chunks: tuple[int, int, int] = (1, 1, 1)
     voxel_size: VoxelSize | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -78,33 +79,6 @@ class StoredStack:
             entry = (str(file.relative_to(self.path)), status.st_size, status.st_mtime_ns)
             digest.update(repr(entry).encode())
         return digest.hexdigest()
-
-
-class SlidingReader:
-    """Reads boxes one after the other, and what two neighbours along z share only once."""
-
-    def __init__(self, stack: StoredStack) -> None:
-        self.stack = stack
-        self.pixels = 0
-        self._box: Box | None = None
-        self._block: NDArray[Any] = np.empty((0, 0, 0), stack.dtype)
-
-    def read(self, box: Box) -> NDArray[np.float32]:
-        """A float32 copy of the pixels of a box."""
-        known = self._box
-        start = box.z.start
-        if known is not None and known[1:] == box[1:] and known.z.start <= start <= known.z.stop:
-            kept = self._block[start - known.z.start : box.z.stop - known.z.start]
-        else:
-            kept = np.empty((0, *box.shape[1:]), self._block.dtype)
-        self._block = kept  # the rest of the old block may go before the new one comes
-        if len(kept) < box.z.length:
-            missing = box._replace(z=Span(start + len(kept), box.z.stop))
-            block = self.stack.read(missing)
-            self.pixels += block.size
-            self._block = np.concatenate([kept, block]) if len(kept) else block
-        self._box = box
-        return self._block.astype(np.float32)
 
 
 def open_stack(path: str | os.PathLike[str]) -> StoredStack:
@@ -162,7 +136,7 @@ def _open_zarr(path: Path) -> StoredStack:
         (shape[0], shape[1], shape[2]),
         np.dtype(array.dtype),
         load,
-        array.chunks[kept[0]],
+        (array.chunks[kept[0]], array.chunks[kept[1]], array.chunks[kept[2]]),
         io_zarr._voxel_size(axes, scale, path),
         parse_extra(attributes.get(NAMESPACE)),
     )
@@ -176,9 +150,10 @@ def _open_npy(path: Path) -> StoredStack:
         raise InputError("path", expected, f"{path} ({error})") from error
     check_dtype(mapped.dtype, "path", f" in {path}")
     check_volume_shape(mapped.shape, "ZYX" if mapped.ndim == 3 else "Q" * mapped.ndim, path)
+    shape = (mapped.shape[0], mapped.shape[1], mapped.shape[2])
     return StoredStack(
         path,
-        (mapped.shape[0], mapped.shape[1], mapped.shape[2]),
+        shape,
         mapped.dtype,
         lambda box: np.array(np.lib.format.open_memmap(path, mode="r")[box.slices]),
     )
@@ -201,7 +176,7 @@ def _open_tiff(path: Path) -> StoredStack:
                 voxel_size, extra = io_tiff._ome_metadata(ome, path)
             else:
                 voxel_size, extra = io_tiff._plain_metadata(tif, path)
-            load = _tiff_loader(tif, series, path, shape)
+            load, chunks = _tiff_loader(tif, series, path, shape)
             io_tiff._refuse_warnings(warnings, path)
     except InputError:
         raise
@@ -209,27 +184,32 @@ def _open_tiff(path: Path) -> StoredStack:
         got = f"{path} ({error or type(error).__name__})"
         raise InputError("path", "a complete TIFF file", got) from error
     check_dtype(dtype, "path", f" in {path}")
-    return StoredStack(path, (shape[0], shape[1], shape[2]), dtype, load, 1, voxel_size, extra)
+    return StoredStack(path, (shape[0], shape[1], shape[2]), dtype, load, chunks, voxel_size, extra)
 
 
 def _tiff_loader(
     tif: Any, series: Any, path: Path, shape: tuple[int, ...]
-) -> Callable[[Box], NDArray[Any]]:
+) -> tuple[Callable[[Box], NDArray[Any]], tuple[int, int, int]]:
     if series.dataoffset is not None:
         dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
         offset = int(series.dataoffset)
         tif.close()
+
         # mapped anew for each block: pages that were read do not stay in memory
-        return lambda box: np.array(
-            np.memmap(path, dtype, "r", offset, shape)[box.slices]  # type: ignore[call-overload]
-        )
+        def load(box: Box) -> NDArray[Any]:
+            return np.array(
+                np.memmap(path, dtype, "r", offset, shape)[box.slices]  # type: ignore[call-overload]
+            )
+
+        return load, (1, 1, 1)
     import zarr
 
     # compressed: tifffile decodes the strips or tiles that a block touches
     array = zarr.open_array(series.aszarr(), mode="r")
     if array.shape != shape:
         raise InputError("path", f"{shape} voxels", f"{array.shape} in {path}")
-    return lambda box: np.asarray(array[box.slices])
+    z, y, x = array.chunks
+    return lambda box: np.asarray(array[box.slices]), (z, y, x)
 
 
 def _files(path: Path) -> Iterator[Path]:

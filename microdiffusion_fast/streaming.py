@@ -29,7 +29,7 @@ class StreamedReconstruction:
         path: the volume.
         tiles: tiles of the volume, or of this part of it; 0 where the volume was complete already.
         resumed: how many of them an earlier run had finished.
-        pixels_read: pixels of projections that the tiles read.
+        pixels_read: pixels of projections that were decoded, to prepare the tiles and for them.
         seconds: of this run.
         prediction: memory, traffic and arithmetic, as planned; None where nothing was to be done.
         parameters: every option as resolved.
@@ -137,6 +137,7 @@ def stream_reconstruct(
         chunks=chunks,
         device=device,
     )
+
     def nothing(tiles: int, prediction: Prediction | None) -> StreamedReconstruction:
         seconds, place = time.perf_counter() - begun, Path(output)
         return StreamedReconstruction(
@@ -175,7 +176,7 @@ def stream_reconstruct(
         ready = run.prepare(store, progress=progress, callback=callback)
         job = run.job(store)
         own = range(len(run.plan)) if part is None else tiles_of(part, run.plan)
-        missing, pixels = [number for number in job.missing() if number in own], 0
+        missing, pixels = [number for number in job.missing() if number in own], ready.pixels
         with Progress(
             "reconstruct", len(missing), enabled=progress, callback=callback, unit="tile"
         ) as bar:

@@ -24,4 +24,4 @@ def part_of(text: str, plan: TilePlan) -> Part:
 def tiles_of(part: Part, plan: TilePlan) -> range:
     """The tiles of a part, neighbours, which share what they read; none where there are fewer."""
     total = len(plan)
-    return range((part.number - 1) * total // part.count, part.number * total // part.count)
+    return range((part.number - 1) * total // part.total, part.number * total // part.total)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +23,12 @@ from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .store_layout import Layout
 from .store_output import OutputStore
+from .store_reader import cell_of, pixels_to_decode
 from .store_source import StoredStack, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
 from .streaming_tiles import Choices, TileJob
 from .tensor_files import digest
+from .tile_survey import pixels_to_survey
 from .tiling import TilePlan
 from .tiling_budget import Prediction, default_layout, fit_tiles, memory_bytes, predict
 
@@ -43,6 +45,7 @@ class StreamRun:
         choices: what was asked for.
         layout: of the output.
         plan: tiles.
+        keep: bytes for chunks of the stack that several tiles need.
         prediction: what they will cost.
         parameters: every option as resolved.
         identity: what makes two runs the same one, see `OutputStore`.
@@ -56,6 +59,7 @@ class StreamRun:
     choices: Choices
     layout: Layout
     plan: TilePlan
+    keep: int
     prediction: Prediction
     parameters: dict[str, Any]
     identity: dict[str, Any]
@@ -85,13 +89,16 @@ class StreamRun:
 
     def job(self, store: OutputStore) -> TileJob:
         """The tiles, for whoever computes them; after `prepare`."""
-        words = json.dumps([self.identity, self.plan.core, str(store.folder), store.token], default=str)
+        words = json.dumps(
+            [self.identity, self.plan.core, str(store.folder), store.token], default=str
+        )
         return TileJob(
             key=hashlib.sha256(words.encode()).hexdigest(),
             source=self.stack.path.resolve(),
             folder=store.folder,
             layout=self.layout,
             plan=self.plan,
+            keep=self.keep,
             operator=self.geometry.operator,
             choices=self.choices,
             device=str(self.device),
@@ -197,13 +204,16 @@ def plan_stream(
     # a budget that is too small shows before anything is computed or written
     soft = 0.0 if consistency == "soft" else None
     draft = choices.recipe(
-        Prepared(network, 0.0, 1.0, 0.0, soft, {}), geometry.operator, stack.shape[1:]
+        Prepared(network, 0.0, 1.0, 0.0, soft, {}, 0), geometry.operator, stack.shape[1:]
     )
     itemsize = stack.dtype.itemsize
-    footprint = draft.footprint(itemsize)
+    footprint = draft.footprint(itemsize, cell_of(stack)[0])
     plan = fit_tiles(
         shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
     )
+    # what the tiles leave is for chunks that neighbours share
+    keep = budget - predict(plan, replace(footprint, held=0), pixels=0, itemsize=itemsize).memory
+    pixels = pixels_to_decode(stack, plan, keep=keep) + pixels_to_survey(stack, seed=seed)
     return StreamRun(
         stack=stack,
         geometry=geometry,
@@ -212,7 +222,8 @@ def plan_stream(
         choices=choices,
         layout=layout,
         plan=plan,
-        prediction=predict(plan, footprint, itemsize=itemsize),
+        keep=keep,
+        prediction=predict(plan, footprint, pixels=pixels, itemsize=itemsize),
         parameters=parameters,
         identity=identity,
         device=place,

@@ -22,7 +22,7 @@ from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
 from .store_shards import flush, write_durably
 from .store_source import StoredStack
-from .tile_survey import lesson, survey
+from .tile_survey import survey
 
 
 def stack_geometry(
@@ -65,7 +65,10 @@ def stack_geometry(
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What is found out about a stack once, before its tiles, and kept for a resumed run."""
+    """What is found out about a stack once, before its tiles, and kept for a resumed run.
+
+    `pixels` were read for it.
+    """
 
     denoiser: Denoiser
     low: float
@@ -73,6 +76,7 @@ class Prepared:
     axial_blur: float
     noise_to_signal: float | None
     evidence: dict[str, Any]
+    pixels: int
 
     def save(self, folder: Path) -> None:
         """Keep it for a resumed run.
@@ -117,7 +121,7 @@ def prepare(
 ) -> Prepared:
     """Intensity range, noise and weights: functions of the stack and the seed, not of its tiles."""
     found = survey(stack, seed=seed)
-    images = lesson(stack, found)
+    images = found.lesson
     operator = geometry.operator
     if len(images) < operator.count:  # a stack of its own
         operator = AxialProjection(
@@ -145,4 +149,5 @@ def prepare(
         adapted.axial_blur,
         noise_to_signal(images, operator) if soft else None,
         {"accepted": adapted.accepted, **adapted.evidence},
+        found.pixels,
     )

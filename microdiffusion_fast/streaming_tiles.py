@@ -11,12 +11,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from .device import resolve_device
 from .errors import InputError
@@ -24,8 +29,9 @@ from .forward_model import AxialProjection
 from .preset_fast import MEAN_STEPS
 from .schedule import SamplingPlan, make_plan
 from .store_layout import Layout
+from .store_reader import TileReader
 from .store_shards import ShardWriter
-from .store_source import SlidingReader, open_stack
+from .store_source import open_stack
 from .streaming_prepare import Prepared
 from .tile_reconstruction import TileRecipe, reconstruct_tile
 from .tiling import TilePlan
@@ -82,6 +88,7 @@ class TileJob:
         folder: of the unfinished volume, prepared: with the weights and without a tile.
         layout: of the volume.
         plan: its tiles.
+        keep: bytes that one process may keep of chunks that several tiles need.
         operator: the acquisition.
         choices: what was asked for.
         device: where to compute.
@@ -94,6 +101,7 @@ class TileJob:
     folder: Path
     layout: Layout
     plan: TilePlan
+    keep: int
     operator: AxialProjection
     choices: Choices
     device: str
@@ -121,6 +129,8 @@ class TileReceipt(NamedTuple):
 class TileWorker:
     """Everything that stays open from tile to tile; for one thread.
 
+    While a tile is computed, a thread reads the projections of the one that follows.
+
     Raises:
         InputError: the stack cannot be opened, or the run is not prepared.
     """
@@ -134,28 +144,59 @@ class TileWorker:
         ready.denoiser.to(self.place)
         stack = open_stack(job.source)
         self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
-        self.reader = SlidingReader(stack)
+        self.reader = TileReader(stack, job.plan, keep=job.keep)
         self.shards = ShardWriter(job.folder, job.layout, job.token)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")  # all reads, in order
+        self._ahead: tuple[int, Future[tuple[NDArray[Any], int]]] | None = None
+
+    def __enter__(self) -> TileWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._thread.shutdown(cancel_futures=True)
 
     def has(self, number: int) -> bool:
         """Whether a tile is finished."""
         plan = self.job.plan
         return all(self.shards.has(shard) for shard in plan.shards_of(plan[number]))
 
-    def run(self, number: int) -> TileReceipt:
+    def run(self, number: int, following: int | None = None) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.
+
+        Args:
+            number: of the tile.
+            following: of the tile that will be asked for next, if that is known.
 
         Raises:
             InputError: it cannot be read or written.
         """
-        begun, before = time.perf_counter(), self.reader.pixels
+        begun = time.perf_counter()
         plan = self.job.plan
         tile = plan[number]
-        images = torch.from_numpy(self.reader.read(tile.read)).to(self.place)
+        images, pixels = self._images(number)
+        if following is not None:
+            self._ahead = following, self._thread.submit(self._read, following)
         with _threads(self.job.threads):
-            core, _ = reconstruct_tile(tile, images, self.recipe)
+            core, _ = reconstruct_tile(tile, images.to(self.place), self.recipe)
         self.shards.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
-        return TileReceipt(number, self.reader.pixels - before, time.perf_counter() - begun)
+        return TileReceipt(number, pixels, time.perf_counter() - begun)
+
+    def _images(self, number: int) -> tuple[Tensor, int]:
+        """Float32 projections of a tile, and how many pixels were decoded for them."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == number:
+            block, pixels = ahead[1].result()
+        else:
+            block, pixels = self._thread.submit(self._read, number).result()
+        return torch.from_numpy(block.astype(np.float32, copy=False)), pixels
+
+    def _read(self, number: int) -> tuple[NDArray[Any], int]:
+        before = self.reader.pixels
+        return self.reader.read(number), self.reader.pixels - before
 
 
 @contextmanager
@@ -181,9 +222,9 @@ def run_tile(job: TileJob, number: int) -> TileReceipt:
 
 def run_tiles(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
     """Tiles of a job in this process, one after the other: the simplest `Runner`."""
-    worker = TileWorker(job)
-    for number in tiles:
-        yield worker.run(number)
+    with TileWorker(job) as worker:
+        for number, following in zip_longest(tiles, tiles[1:]):
+            yield worker.run(number, following)
 
 
 Runner = Callable[[TileJob, Sequence[int]], Iterable[TileReceipt]]

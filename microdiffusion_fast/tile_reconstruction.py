@@ -73,11 +73,14 @@ class TileRecipe:
         """Whether a window is looked at more than once, so that its features are worth keeping."""
         return self.steps > 1 or self.chains > 1 or (self.mean is not None and self.chains > 0)
 
-    def footprint(self, itemsize: int) -> Footprint:
+    def footprint(self, itemsize: int, together: int) -> Footprint:
         """Bytes and arithmetic per pixel and voxel, for the planner; float32.
 
-        `itemsize` is that of the stored projections. The factors were set by measuring the
-        resident memory of single tiles.
+        The factors were set by measuring the resident memory of single tiles.
+
+        Args:
+            itemsize: of the stored projections.
+            together: projections that are read together.
         """
         config, ways = self.denoiser.config, len(directions(self.operator))
         c0, c1, c2 = config.encoder_widths
@@ -87,7 +90,8 @@ class TileRecipe:
         runs = (len(self.mean) if self.mean else 0) + self.chains * len(self.chain)
         return Footprint(
             fixed=64 * 2**20,
-            image=4 + 2 * itemsize,
+            image=4 + itemsize,  # these, and those of the next tile
+            held=2 * itemsize * together,  # tiles end within chunks along all three axes
             encode=4 * (5 * c0 + 16),
             features=4 * ways * c0,
             keep=self.repeated,

@@ -19,44 +19,58 @@ from .store_source import StoredStack
 from .tiling import intervals
 from .tiling_windows import Box, Span
 
-WHOLE = 2**23  # pixels: a stack up to this size is looked at as a whole
-BLOCK = (4, 256, 256)  # of a larger one, blocks of this size,
-BLOCKS = 32  # so many, which are WHOLE pixels
+WHOLE = 2**23  # pixels: a stack up to this size is looked at as a whole,
+SHARE = 16  # of a larger one, one block in so many,
+MOST = 2**24  # but no more pixels than this
+BLOCK = (4, 128, 128)  # a block has at least this size: whole chunks of the file
 LESSON = (24, 256, 256)  # projections and pixels that the network is adapted to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
     """What was found.
 
     Attributes:
         low, high: the intensities that become 0 and 1: percentiles of the pixels looked at.
-        lesson: the part of the stack for adaptation: all of it, or the surroundings of the block in
+        place: the part of the stack for adaptation: all of it, or the surroundings of the block in
             which neighbouring projections differ most.
-        pixels: how many were looked at.
+        lesson: that part, float32 [k, y, x], spanning about [0, 1].
+        pixels: how many were read.
     """
 
     low: float
     high: float
-    lesson: Box
+    place: Box
+    lesson: Tensor
     pixels: int
 
 
+def blocks_of(stack: StoredStack, *, seed: int) -> list[Box]:
+    """Where a survey looks: everywhere, or one block in each stretch of the stack, drawn."""
+    if math.prod(stack.shape) <= WHOLE:
+        count, height, width = stack.shape
+        return [Box(Span(0, count), Span(0, height), Span(0, width))]
+    sizes = [
+        min(chunk * -(-least // chunk), size)
+        for chunk, least, size in zip(stack.chunks, BLOCK, stack.shape, strict=True)
+    ]
+    grid = [intervals(size, step) for size, step in zip(stack.shape, sizes, strict=True)]
+    counts = [len(spans) for spans in grid]
+    total = math.prod(counts)
+    wanted = min(total // SHARE, MOST // math.prod(sizes))
+    edges = np.linspace(0, total, max(wanted, 2) + 1).astype(np.int64)
+    drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    places = np.unravel_index(drawn, counts)
+    return [Box(grid[0][i], grid[1][j], grid[2][k]) for i, j, k in zip(*places, strict=True)]
+
+
 def survey(stack: StoredStack, *, seed: int) -> Survey:
-    """Look at a stack: at all of it, or at blocks of a fixed grid, drawn with the seed.
+    """Look at a stack: at all of it, or at blocks of whole chunks, drawn with the seed.
 
     Raises:
         InputError: the pixels do not vary, or are not finite.
     """
-    count, height, width = stack.shape
-    if math.prod(stack.shape) <= WHOLE:
-        blocks = [Box(Span(0, count), Span(0, height), Span(0, width))]
-    else:
-        grid = [intervals(size, step) for size, step in zip(stack.shape, BLOCK, strict=True)]
-        total = math.prod(map(len, grid))
-        drawn = np.random.default_rng(seed).choice(total, min(BLOCKS, total), replace=False)
-        places = np.unravel_index(np.sort(drawn), [len(spans) for spans in grid])
-        blocks = [Box(grid[0][i], grid[1][j], grid[2][k]) for i, j, k in zip(*places, strict=True)]
+    blocks = blocks_of(stack, seed=seed)
     values, liveliest = [], (-1.0, blocks[0])
     for block in blocks:
         data = stack.read(block).astype(np.float32)
@@ -68,20 +82,22 @@ def survey(stack: StoredStack, *, seed: int) -> Survey:
     if not high > low:
         raise InputError("projections", "intensities that vary", f"{low:g} everywhere")
     z, y, x = (
-        _around(span, size, most)
+        Span(start := min(span.start, size - min(size, most)), start + min(size, most))
         for span, size, most in zip(liveliest[1], stack.shape, LESSON, strict=True)
     )
-    return Survey(low, high, Box(z, y, x), pixels.size)
+    place = Box(z, y, x)
+    if pixels.size == math.prod(stack.shape):
+        lesson, read = pixels.reshape(stack.shape)[place.slices], pixels.size
+    else:
+        lesson = stack.read(place).astype(np.float32)
+        read = pixels.size + lesson.size
+    shown = torch.from_numpy((lesson - low) / (high - low))
+    return Survey(low, high, place, shown, read)
 
 
-def lesson(stack: StoredStack, found: Survey) -> Tensor:
-    """The part of the stack for adaptation, float32 [k, y, x], spanning about [0, 1]."""
-    data = stack.read(found.lesson).astype(np.float32)
-    return torch.from_numpy((data - found.low) / (found.high - found.low))
-
-
-def _around(span: Span, size: int, most: int) -> Span:
-    length = min(size, most)
-    middle = (span.start + span.stop) // 2
-    start = min(max(middle - length // 2, 0), size - length)
-    return Span(start, start + length)
+def pixels_to_survey(stack: StoredStack, *, seed: int) -> int:
+    """How many pixels a survey reads."""
+    looked_at = sum(math.prod(block.shape) for block in blocks_of(stack, seed=seed))
+    if looked_at == math.prod(stack.shape):
+        return looked_at
+    return looked_at + math.prod(min(n, most) for n, most in zip(stack.shape, LESSON, strict=True))

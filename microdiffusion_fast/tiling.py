@@ -155,18 +155,6 @@ class TilePlan:
         )
         return (Box(a, b, c) for a in z for b in y for c in x)
 
-    @property
-    def pixels_read(self) -> int:
-        """Pixels of projections that all tiles together read, one after the other."""
-        rows, columns = (sum(p.read.length for p in parts) for parts in self.lateral)
-        deep = self.axial[-1].read.stop - self.axial[0].read.start
-        return deep * rows * columns
-
-    @property
-    def reread(self) -> float:
-        """How often a pixel of the projections is read, on average."""
-        return self.pixels_read / (self.windows.count * self.shape[1] * self.shape[2])
-
 
 def plan_tiles(
     shape: Sequence[int],

@@ -26,6 +26,7 @@ class Footprint:
     Attributes:
         fixed: bytes that do not depend on the tile: weights, libraries' buffers.
         image: bytes per pixel read.
+        held: bytes per pixel of one image read, of chunks kept from tile to tile.
         encode: bytes per pixel read, of the encoder at work on one window.
         features: bytes per pixel computed, of the features of one window.
         keep: whether the features of all windows are kept, which chains of several steps do.
@@ -38,6 +39,7 @@ class Footprint:
 
     fixed: int
     image: int
+    held: int
     encode: int
     features: int
     keep: bool
@@ -71,8 +73,9 @@ class Prediction:
         memory: bytes at the peak, of one tile.
         bytes_in: read from the projections.
         bytes_out: written, before compression.
-        reread: how often a pixel of the projections is read, on average.
-        work: multiplications, in units of what the whole volume in one tile would take.
+        reread: how often a pixel of the projections is decoded, on average.
+        multiplications: of the network.
+        work: the same in units of what the whole volume in one tile would take.
     """
 
     tiles: int
@@ -80,6 +83,7 @@ class Prediction:
     bytes_in: int
     bytes_out: int
     reread: float
+    multiplications: float
     work: float
 
 
@@ -148,8 +152,15 @@ def fit_tiles(
     return plan_tiles(shape, windows, reach, shards=shards, core=best[2])
 
 
-def predict(plan: TilePlan, footprint: Footprint, *, itemsize: int) -> Prediction:
-    """Memory, traffic and arithmetic of a plan; `itemsize` is that of the stored projections."""
+def predict(plan: TilePlan, footprint: Footprint, *, pixels: int, itemsize: int) -> Prediction:
+    """Memory, traffic and arithmetic of a plan.
+
+    Args:
+        plan: the tiles.
+        footprint: what they need.
+        pixels: of projections that will be decoded.
+        itemsize: of the stored projections.
+    """
 
     def axes(core: tuple[int, int, int]) -> tuple[_Axis, _Axis, _Axis]:
         y, x = (
@@ -159,13 +170,15 @@ def predict(plan: TilePlan, footprint: Footprint, *, itemsize: int) -> Predictio
         return _axial(core[0], plan.windows, plan.reach), y, x
 
     parts = axes(plan.core)
+    work = _work(*parts, footprint)
     return Prediction(
         tiles=len(plan),
         memory=int(_peak(*parts, footprint)),
-        bytes_in=plan.pixels_read * itemsize,
+        bytes_in=pixels * itemsize,
         bytes_out=math.prod(plan.shape) * 4,
-        reread=plan.reread,
-        work=_work(*parts, footprint) / _work(*axes(plan.shape), footprint),
+        reread=pixels / (plan.windows.count * plan.shape[1] * plan.shape[2]),
+        multiplications=work,
+        work=work / _work(*axes(plan.shape), footprint),
     )
 
 
@@ -210,7 +223,7 @@ def _peak(z: _Axis, y: _Axis, x: _Axis, footprint: Footprint) -> float:
     kept = z.largest_windows if footprint.keep else 1
     return (
         footprint.fixed
-        + footprint.image * z.largest_read * seen
+        + (footprint.image * z.largest_read + footprint.held) * seen
         + footprint.state * z.largest_state * computed
         + footprint.features * kept * computed
         + max(footprint.encode * seen, footprint.head * computed)

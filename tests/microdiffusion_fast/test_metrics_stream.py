@@ -96,7 +96,7 @@ def test_percentiles_are_numpys(dtype: str) -> None:
 def test_slabs_are_whole_chunks(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "v.zarr", np.ones((100, 8, 8), np.float32))
     stack = open_stack(path)
-    assert stack.together == 32
+    assert stack.chunks == (32, 8, 8)
     lengths = [slab.z.length for slab in slabs_of(stack, stack, memory=70 * 8 * 8 * 8 * 3)]
     assert lengths == [64, 36]
     assert len(slabs_of(stack, stack, memory=1)) == 100

@@ -13,7 +13,7 @@ import zarr
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
-from microdiffusion_fast.store_source import SlidingReader, open_stack
+from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.tiling_windows import Box, Span
 
 RNG = np.random.default_rng(0)
@@ -68,21 +68,6 @@ def test_a_block_is_that_of_the_volume(tmp_path: Path, name: str) -> None:
 def test_metadata_of_projections(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "p.ome.zarr", DATA, metadata={"kind": "projections"})
     assert open_stack(path).extra == {"kind": "projections"}
-
-
-def test_neighbours_along_z_share_what_they_have_read(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", DATA)
-    reader = SlidingReader(open_stack(tmp_path / "a.npy"))
-    rows, columns = Span(0, 20), Span(4, 30)
-    for z in (Span(0, 4), Span(2, 6), Span(3, 5), Span(6, 7)):
-        box = Box(z, rows, columns)
-        got = reader.read(box)
-        assert got.dtype == np.float32
-        np.testing.assert_array_equal(got, DATA[box.slices])
-        got[:] = -1  # the caller may overwrite its copy
-    assert reader.pixels == (4 + 2 + 0 + 1) * 20 * 26  # (6, 7) does not touch (3, 5)
-    reader.read(Box(Span(6, 7), Span(0, 8), columns))
-    assert reader.pixels == 7 * 20 * 26 + 8 * 26
 
 
 def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def test_a_full_disk(
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no small disk can be mounted here ({error})")
     try:
-        with pytest.raises(InputError, match="^output: expected a place that can .* has room") as no:
+        with pytest.raises(
+            InputError, match="^output: expected a place that can .* has room"
+        ) as no:
             small_stack.run(disk / "v.zarr")
         assert "\n" not in str(no.value)
         assert not (disk / "v.zarr").exists()

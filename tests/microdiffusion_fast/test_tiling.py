@@ -27,6 +27,7 @@ REACH = Reach(halo=8, step=2, context=CONTEXT, align=ALIGN, steps=1)
 FOOTPRINT = Footprint(
     fixed=0,
     image=8,
+    held=0,
     encode=1500,
     features=512,
     keep=False,
@@ -177,7 +178,6 @@ def test_cores_between_windows_compute_no_window_twice() -> None:
     plan = plan_tiles((240, 64, 64), windows, REACH, shards=(60, 64, 64), core=(60, 64, 64))
     assert sum(part.windows.length for part in plan.axial) == windows.count
     assert [part.read.length for part in plan.axial] == [12, 14, 14, 12]
-    assert plan.reread == 1.0
 
 
 def test_a_terabyte_is_planned_without_a_list_of_tiles() -> None:
@@ -188,15 +188,15 @@ def test_a_terabyte_is_planned_without_a_list_of_tiles() -> None:
     plan = fit_tiles(
         shape, windows, REACH, shards=shards, footprint=FOOTPRINT, memory=memory_bytes("4GiB")
     )
-    prediction = predict(plan, FOOTPRINT, itemsize=2)
+    prediction = predict(plan, FOOTPRINT, pixels=1365 * 16384 * 2048, itemsize=2)
     shards_written = sum(1 for tile in plan for _ in plan.shards_of(tile))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert shards_written == np.prod([-(-n // s) for n, s in zip(shape, shards, strict=True)])
-    assert peak < 8 * 2**20  # of Python objects; the issue allows 1 GiB
+    assert peak < 8 * 2**20  # of Python objects
     assert prediction.memory <= 4 * 2**30
     assert prediction.bytes_out == 8192 * 16384 * 2048 * 4
-    assert 1.0 < prediction.reread < 1.5
+    assert prediction.bytes_in == 2 * 1365 * 16384 * 2048 and prediction.reread == 1.0
     assert 1.0 < prediction.work < 1.5
     assert prediction.tiles == len(plan) > 100
 
@@ -213,20 +213,12 @@ def test_automatic_tiles_keep_the_budget(plan: TilePlan, mebibytes: int) -> None
         least = plan_tiles(
             plan.shape, plan.windows, plan.reach, shards=plan.shards, core=plan.shards
         )
-        assert predict(least, FOOTPRINT, itemsize=2).memory > mebibytes * 2**20
+        assert predict(least, FOOTPRINT, pixels=0, itemsize=2).memory > mebibytes * 2**20
         return
-    prediction = predict(fitted, FOOTPRINT, itemsize=2)
+    prediction = predict(fitted, FOOTPRINT, pixels=0, itemsize=2)
     assert prediction.memory <= mebibytes * 2**20
     more = fit_tiles(plan.shape, plan.windows, plan.reach, memory=2**50, **arguments)
-    assert predict(more, FOOTPRINT, itemsize=2).work <= prediction.work
-    read, before = 0, None
-    for tile in fitted:  # a projection that the tile before has read is not read again
-        known = before is not None and before[1:] == tile.read[1:]
-        new = tile.read.z.stop - (before.z.stop if known else tile.read.z.start)
-        read += max(new, 0) * tile.read.y.length * tile.read.x.length
-        before = tile.read
-    pixels = plan.windows.count * plan.shape[1] * plan.shape[2]
-    assert prediction.reread == pytest.approx(read / pixels)
+    assert predict(more, FOOTPRINT, pixels=0, itemsize=2).work <= prediction.work
 
 
 def test_one_tile_where_all_fits() -> None:
@@ -234,7 +226,7 @@ def test_one_tile_where_all_fits() -> None:
     plan = fit_tiles(
         (96, 300, 200), windows, REACH, shards=(32, 64, 64), footprint=FOOTPRINT, memory=2**40
     )
-    prediction = predict(plan, FOOTPRINT, itemsize=4)
+    prediction = predict(plan, FOOTPRINT, pixels=16 * 300 * 200, itemsize=4)
     assert (len(plan), prediction.reread, prediction.work) == (1, 1.0, 1.0)
 
 

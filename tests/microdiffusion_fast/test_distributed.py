@@ -1,0 +1,215 @@
+"""Tiles on Dask workers: the bits of one process, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from microdiffusion_fast import distributed as ours
+from microdiffusion_fast.distributed import BATCHES, LONGEST, DaskTiles, batches, connect
+from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.progress import Cancelled, ProgressEvent
+from microdiffusion_fast.streaming import stream_reconstruct
+
+if TYPE_CHECKING:
+    from .conftest import Finished, SmallStack
+
+Digest = Callable[[Path], str]
+
+
+@pytest.fixture(scope="module")
+def dask() -> Any:
+    return pytest.importorskip("distributed", reason="dask.distributed is not installed")
+
+
+@pytest.fixture(scope="module")
+def client(dask: Any) -> Iterator[Any]:
+    """Two processes of one thread."""
+    with connect("local:2", threads=1) as client:
+        yield client
+
+
+@pytest.mark.parametrize("workers", [1, 2, 100])
+@pytest.mark.parametrize("count", [0, 1, 30, 5000])
+def test_batches(count: int, workers: int) -> None:
+    tiles = list(range(3, 3 + count))
+    made = list(batches(tiles, workers))
+    assert [tile for batch in made for tile in batch] == tiles
+    assert all(len(batch) <= LONGEST for batch in made)
+    assert len(made) >= min(count, BATCHES * workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_bits_of_one_process(
+    client: Any, small_stack: SmallStack, whole: Finished, store_digest: Digest,
+    tmp_path: Path, workers: int,
+) -> None:  # fmt: skip
+    """With one of two workers closed to tiles, and with both; progress counts tiles."""
+    output, seen, used = tmp_path / "v.zarr", [], set()
+    one = sorted(client.nthreads())[:workers]
+
+    class Some:
+        """The client, for some of its workers only."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+        def submit(self, *arguments: Any, **options: Any) -> Any:
+            future = client.submit(*arguments, **options, workers=one)
+            used.update(one)
+            return future
+
+    def watch(event: ProgressEvent) -> None:
+        if event.stage == "reconstruct":
+            seen.append(event.done)
+
+    done = small_stack.run(output, client=Some(), callback=watch, threads=None)
+    assert done.finished and done.tiles == len(seen) == whole.tiles
+    assert store_digest(output) == whole.digest
+    assert len(used) == workers
+
+
+def test_dask_parts_and_one_process_go_on_with_each_other(
+    client: Any, small_stack: SmallStack, whole: Finished, store_digest: Digest, tmp_path: Path
+) -> None:
+    output = tmp_path / "v.zarr"
+
+    def stop(event: ProgressEvent) -> bool:
+        return not (event.stage == "reconstruct" and event.done >= 6)
+
+    with pytest.raises(Cancelled):
+        small_stack.run(output, client=client, callback=stop)
+    assert small_stack.run(output, shard="2/2").resumed < 15
+    with pytest.raises(Cancelled):
+        small_stack.run(output, callback=lambda event: event.stage != "reconstruct")
+    done = small_stack.run(output, client=client)
+    assert 15 <= done.resumed < done.tiles
+    assert store_digest(output) == whole.digest
+
+
+def test_workers_are_killed(
+    client: Any, small_stack: SmallStack, whole: Finished, store_digest: Digest, tmp_path: Path
+) -> None:
+    """Their tiles are computed by the others, or by the one that takes their place."""
+    output = tmp_path / "v.zarr"
+    rng = random.Random(int(os.environ.get("KILL_SEED", "1")))
+    kills = int(os.environ.get("KILLS", "2"))
+    when = sorted(rng.sample(range(1, whole.tiles - 2), kills))
+    killed: list[int] = []
+
+    def kill(event: ProgressEvent) -> None:
+        if event.stage == "reconstruct" and when and event.done >= when[0]:
+            when.pop(0)
+            while not (pids := client.run(os.getpid)):
+                pass
+            killed.append(rng.choice(sorted(pids.values())))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    done = small_stack.run(output, client=client, callback=kill)
+    assert done.finished and len(killed) == kills
+    assert store_digest(output) == whole.digest
+
+
+def test_what_a_worker_cannot_do_is_one_clear_line(
+    client: Any, small_stack: SmallStack, tmp_path: Path
+) -> None:
+    copy = tmp_path / "p.ome.zarr"
+    shutil.copytree(small_stack.source, copy)
+
+    def lose(event: ProgressEvent) -> None:
+        chunk = next((file for file in (copy / "0" / "c").rglob("*") if file.is_file()), None)
+        if chunk is not None:
+            chunk.unlink()
+
+    with pytest.raises(InputError, match="^path: expected all 1 chunks") as caught:
+        stream_reconstruct(
+            copy, tmp_path / "v.zarr", client=client, callback=lose, **small_stack.options
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_another_version_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_version", lambda: "9.9")
+    job: Any = None
+    with pytest.raises(InputError, match="^scheduler: expected workers with version 9.9"):
+        list(DaskTiles(client)(job, [1]))
+
+
+def test_a_scheduler_that_is_lost(dask: Any, small_stack: SmallStack, tmp_path: Path) -> None:
+    code = (
+        "from distributed import Client, LocalCluster; import time\n"
+        "if __name__ == '__main__':\n"
+        "    c = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=':0')\n"
+        "    print(c.scheduler_address, flush=True); time.sleep(120)"
+    )
+    server = tmp_path / "server.py"
+    server.write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, str(server)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+
+        def kill(event: ProgressEvent) -> None:
+            if event.stage == "reconstruct" and event.done == 2:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        config = pytest.importorskip("dask.config")
+        with config.set({"distributed.comm.timeouts.connect": "1s"}):  # to come back
+            with connect(address) as client:
+                with pytest.raises(InputError, match="^scheduler: expected a scheduler that stays"):
+                    small_stack.run(tmp_path / "v.zarr", client=client, callback=kill)
+        assert small_stack.run(tmp_path / "v.zarr").resumed >= 2
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "got"),
+    [
+        ("tcp://127.0.0.1:1", "answers within 1 s, got tcp://127.0.0.1:1"),
+        ("nowhere.json", "the file that a scheduler wrote, got nowhere.json"),
+        ("local:0", "at least one worker"),
+        ("abacus", "local:N or slurm:N, got 'abacus'"),
+        ("tcp://nowhere.invalid:8786", "a Dask scheduler that answers"),
+    ],
+)
+def test_schedulers_that_are_none(
+    dask: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, got: str
+) -> None:
+    monkeypatch.setattr(ours, "SECONDS", 1.0)
+    with pytest.raises(InputError, match="^scheduler: expected") as caught:
+        with connect(scheduler):
+            pass
+    assert got in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "module", "extra"),
+    [("local:2", "distributed", "dask"), ("tcp://a:1", "distributed", "dask")],
+)
+def test_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, scheduler: str, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    command = f"pip install 'microdiffusion-fast\\[{extra}\\]'"
+    with pytest.raises(InputError, match=f"^scheduler: expected {module}, which {command}"):
+        with connect(scheduler):
+            pass
+
+
+def test_what_is_no_client() -> None:
+    with pytest.raises(InputError, match="^client: expected a dask.distributed Client, got str"):
+        DaskTiles("tcp://a:1")
