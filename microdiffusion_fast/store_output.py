@@ -55,7 +55,10 @@ class OutputStore:
     ) -> None:
         if not Path(path).name.lower().endswith(".zarr"):
             raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
-        self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
+        try:
+            self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
+        except InputError as error:
+            raise InputError("output", error.expected, error.got) from error
         self.layout, self.levels = layout, layout.levels
         self.folder = self.target.with_name(f".{self.target.name}.partial")
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS

@@ -14,9 +14,8 @@ import torch
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
 from .store_output import OutputStore, is_finished
-from .streaming_plan import plan_stream
+from .streaming_plan import StreamRun, plan_stream
 from .streaming_tiles import Runner, run_tiles
-from .tiling_budget import Prediction
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class StreamedReconstruction:
         resumed: how many of them an earlier run had finished.
         pixels_read: pixels of projections that were decoded, to prepare the tiles and for them.
         seconds: of this run.
-        prediction: memory, traffic and arithmetic, as planned; None where nothing was to be done.
+        planned: its plan, with what that predicts.
         parameters: every option as resolved.
         adaptation: what was tried on this stack, and what was accepted.
     """
@@ -39,7 +38,7 @@ class StreamedReconstruction:
     resumed: int
     pixels_read: int
     seconds: float
-    prediction: Prediction | None
+    planned: StreamRun
     parameters: dict[str, Any]
     adaptation: dict[str, Any]
 
@@ -91,7 +90,7 @@ def stream_reconstruct(
             32 x 128 x 128, the depth a multiple of the stride.
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
-        plan_only: compute and write nothing; the result has the prediction.
+        plan_only: compute and write nothing; see `planned` of the result.
         runner: what computes the tiles that are missing: called with the job and their numbers,
             yields the receipt of each when it is written, in any order.
 
@@ -132,7 +131,7 @@ def stream_reconstruct(
             resumed=0,
             pixels_read=0,
             seconds=time.perf_counter() - begun,
-            prediction=run.prediction if plan_only else None,
+            planned=run,
             parameters=run.parameters,
             adaptation={},
         )
@@ -153,7 +152,7 @@ def stream_reconstruct(
         resumed=len(run.plan) - len(missing),
         pixels_read=pixels,
         seconds=time.perf_counter() - begun,
-        prediction=run.prediction,
+        planned=run,
         parameters=parameters,
         adaptation=ready.evidence,
     )

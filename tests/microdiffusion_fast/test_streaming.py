@@ -97,11 +97,14 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     large = stream(folder, tmp_path / "b.zarr", memory="1GiB")
     assert small.tiles > large.tiles == 1
     assert large.pixels_read == 2 * 6 * 28 * 24  # to prepare, and for the tile
-    assert small.pixels_read <= small.prediction.reread * 6 * 28 * 24
+    assert small.pixels_read <= small.planned.prediction.reread * 6 * 28 * 24
     a, b = (read_volume(tmp_path / name).data for name in ("a.zarr", "b.zarr"))
     assert np.abs(a - b).max() <= 1e-5 * (b.max() - b.min())
-    planned = stream(folder, tmp_path / "c.zarr", plan_only=True)
-    assert planned.prediction == small.prediction and planned.prediction.tiles == small.tiles
+    only = stream(folder, tmp_path / "c.zarr", plan_only=True)
+    assert (
+        only.planned.prediction == small.planned.prediction
+        and only.planned.prediction.tiles == small.tiles
+    )
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))
