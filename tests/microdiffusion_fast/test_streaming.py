@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from microdiffusion_fast import reconstruct
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.io import read_volume
@@ -164,6 +164,19 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
             stream_reconstruct(tmp_path / "p.npy", tmp_path / "v.zarr", **options)  # type: ignore[arg-type]
         assert caught.value.argument == argument
         assert "\n" not in str(caught.value)
+
+
+def test_nan_is_said_with_its_tile_and_not_written(folder: Path, tmp_path: Path) -> None:
+    broken = load_denoiser(folder / "network.safetensors")
+    with torch.no_grad():
+        next(broken.encoder.parameters()).fill_(torch.nan)
+    save_denoiser(tmp_path / "network.safetensors", broken)
+    with pytest.raises(InputError) as caught:
+        stream(folder, tmp_path / "v.zarr", denoiser=tmp_path / "network.safetensors")
+    assert str(caught.value).startswith("denoiser: expected weights that give finite intensities")
+    assert "in tile 0, voxels [0:" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "v.zarr").exists()
+    assert not list((tmp_path / ".v.zarr.partial" / "receipts").iterdir())
 
 
 def test_no_room_for_the_weights_is_one_clear_line(tmp_path: Path) -> None:
