@@ -100,7 +100,7 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
         "tiles_missing_at_start": tiles["total"],
         "baseline_mib": round(baseline / 1024),
         "peak_beyond_baseline_mib": round((_kilobytes("VmHWM") - baseline) / 1024),
-        "predicted_mib": done and done.prediction and round(done.prediction.memory / 2**20),
+        "predicted_mib": done and round(done.planned.prediction.memory / 2**20),
         "reread": done and round(done.pixels_read / (math.prod(shape) // STEP), 3),
     }
 

@@ -19,22 +19,30 @@ if TYPE_CHECKING:
     from .forward_model import AxialProjection as AxialProjection
     from .io import read_volume as read_volume
     from .io import write_volume as write_volume
+    from .metrics_stream import evaluate_stored as evaluate_stored
     from .projections import Projections as Projections
     from .reconstruct import Reconstruction as Reconstruction
     from .reconstruct import reconstruct as reconstruct
     from .simulate import simulate_projections as simulate_projections
     from .simulate import simulate_volume as simulate_volume
+    from .simulate_stream import simulate_stored as simulate_stored
+    from .store_verify import verify as verify
+    from .streaming import stream_reconstruct as stream_reconstruct
 
 # name -> module; loaded on first use, so that importing the package or asking for --help is quick
 _LAZY = {
     "AxialProjection": "forward_model",
     "InputError": "errors",
+    "evaluate_stored": "metrics_stream",
     "Projections": "projections",
     "Reconstruction": "reconstruct",
     "read_volume": "io",
     "reconstruct": "reconstruct",
     "simulate_projections": "simulate",
+    "simulate_stored": "simulate_stream",
     "simulate_volume": "simulate",
+    "stream_reconstruct": "streaming",
+    "verify": "store_verify",
     "write_volume": "io",
 }
 _MODULES = ("metrics", "kernels", "simulate", "training", "experiments")

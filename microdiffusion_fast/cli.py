@@ -1,5 +1,5 @@
-"""The command line: `microdiffusion-fast demo | simulate | reconstruct | evaluate | sweep | train |
-info`.
+"""The command line: `microdiffusion-fast demo | simulate | reconstruct | evaluate | verify |
+sweep | train | info`.
 
 Exit codes: 0 success; 2 input the user can mend, with one line on stderr; 130 interrupted; 1 a
 fault of this program. `--debug`, anywhere on the line, shows the traceback of each of them.
@@ -20,12 +20,13 @@ import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast.cli_commands import app
 from microdiffusion_fast.cli_options import NAMES
+from microdiffusion_fast.cli_stream import verify
 from microdiffusion_fast.cli_sweep import sweep
 from microdiffusion_fast.cli_tools import evaluate, info, train
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled
 
-for command in (evaluate, train, info):
+for command in (evaluate, verify, train, info):
     app.command()(command)
 app.add_typer(sweep)
 

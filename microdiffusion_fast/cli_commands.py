@@ -5,13 +5,12 @@ They import what they need when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer  # noqa: TID253  # the package never imports this module
 
+from microdiffusion_fast import cli_distributed as spreading
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
 from microdiffusion_fast.errors import InputError
@@ -134,15 +133,37 @@ def simulate(
     noise: option.NoiseModel = None,
     voxel_size: option.VoxelSize = None,
     seed: option.Seed = 0,
+    memory: option.Memory = None,
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Make the projections that a microscope would take of VOLUME."""
+    from microdiffusion_fast import cli_stream as stream
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.simulate import simulate_projections
 
     given = support.parse_numbers(weights, "--weights"), support.parse_noise(noise)
     support.check_output_file(output, overwrite=overwrite, argument=support.OUTPUT, inputs=[volume])
+    if memory is not None:
+        made = stream.simulate(
+            volume,
+            output,
+            step_length=step_length,
+            stride=stride,
+            weights=given[0],
+            noise=given[1],
+            voxel_size=voxel_size,
+            seed=seed,
+            memory=memory,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
+        if made.voxel_size is None:
+            summary.warn_no_voxel_size(volume)
+        if not quiet:
+            summary.print_stack(output, made.shape)
+        return
+    stream.refuse_too_large(volume, support.VOLUME, bytes_per_voxel=stream.SIMULATE_BYTES)
     image, data = support.read_image(volume, support.VOLUME)
     # The volume itself is sound: what is wrong now is the geometry.
     with support.naming(projections="--step-length", volume=support.VOLUME):
@@ -158,10 +179,9 @@ def simulate(
     with support.naming(path=support.OUTPUT):
         projections.save(output, overwrite=overwrite)
     if projections.voxel_size is None:
-        _warn_no_voxel_size(volume)
+        summary.warn_no_voxel_size(volume)
     if not quiet:
-        count, height, width = projections.images.shape
-        print(f"wrote {output}: {count} projections of {height} x {width} pixels")
+        summary.print_stack(output, projections.images.shape)
 
 
 @app.command()
@@ -196,10 +216,19 @@ def reconstruct(
     seed: option.Seed = 0,
     device: option.Device = None,
     batch_size: option.BatchSize = 8,
+    memory: option.Memory = None,
+    plan: option.Plan = False,
+    fresh: option.Fresh = False,
+    scheduler: spreading.Scheduler = None,
+    shard: spreading.Shard = None,
+    threads: spreading.Threads = None,
+    sbatch: spreading.Sbatch = None,
+    parts: spreading.Parts = spreading.PARTS,
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Reconstruct the volume [Z, Y, X] behind a stack of projections."""
+    from microdiffusion_fast import cli_stream as stream
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.progress import ProgressEvent, format_seconds
     from microdiffusion_fast.projections import Projections
@@ -208,6 +237,59 @@ def reconstruct(
     begun = time.perf_counter()
     gammas, taps = support.parse_gamma(gamma), support.parse_numbers(weights, "--weights")
     length = support.parse_steps(steps)
+    spread = spreading.Spread(scheduler, shard, threads, sbatch, parts)
+    spread.check()
+    if memory is not None or plan or spread.asked:
+        stream.refuse(
+            {
+                "--truth": truth,
+                "--uncertainty": uncertainty,
+                "--preset": None if preset == "fast" else preset,
+                "--variance-mix": variance_mix,
+                "--samples": None if samples == 1 else samples,
+                "--inr-steps": inr_steps,
+                "--train-steps": train_steps,
+                "--steps": "exact" if length == "exact" else None,
+                "--gamma-schedule": None if gamma_schedule == "constant" else gamma_schedule,
+            }
+        )
+        stream.reconstruct_stored(
+            projections,
+            output,
+            step_length=step_length,
+            stride=stride,
+            weights=taps,
+            start=start,
+            depth=depth,
+            voxel_size=voxel_size,
+            steps=length,
+            sampler=sampler,
+            gamma=gammas,
+            guidance=guidance,
+            consistency=consistency,
+            adapt=adapt,
+            adapt_steps=adapt_steps,
+            axial_blur=axial_blur,
+            denoiser=denoiser,
+            seed=seed,
+            device=device,
+            memory=memory,
+            plan=plan,
+            fresh=fresh,
+            spread=spread,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+        return
+    for name, value in (("--fresh", fresh or None), ("--threads", threads)):
+        if value is not None:
+            raise InputError(name, "--memory with it", "none")
+    stream.refuse_too_large(
+        projections,
+        support.PROJ,
+        bytes_per_voxel=stream.RECONSTRUCT_BYTES,
+        slices=step_length if stride is None else stride,
+    )
     outputs = [(output, support.OUTPUT)]
     if uncertainty is not None:
         if samples < 2:
@@ -234,7 +316,7 @@ def reconstruct(
     def warn_once(event: ProgressEvent) -> None:
         # Not before the first step: what `compute` refuses is refused in one line.
         while unsaid:
-            _warn_no_voxel_size(unsaid.pop())
+            summary.warn_no_voxel_size(unsaid.pop())
 
     from microdiffusion_fast.reconstruct import reconstruct as compute
 
@@ -313,8 +395,3 @@ def reconstruct(
         "--overwrite": True,
     }
     print(f"recreate with: {summary.command_line('reconstruct', [projections], again)}")
-
-
-def _warn_no_voxel_size(path: Path) -> None:
-    words = f"{path} states no voxel size, the result carries none (--voxel-size Z Y X sets it)"
-    print(f"warning: {words}", file=sys.stderr, flush=True)

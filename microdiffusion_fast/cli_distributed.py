@@ -106,9 +106,9 @@ class Spread:
             raise InputError(names[1], f"none with {names[0]}", given[names[1]])
 
     @contextmanager
-    def client(self, device: str | None) -> Iterator[Any]:
-        """The Dask client to compute with, None without a scheduler."""
-        if self.scheduler is None:
+    def client(self, device: str | None, *, wanted: bool) -> Iterator[Any]:
+        """The Dask client to compute with, None without a scheduler or where none is wanted."""
+        if self.scheduler is None or not wanted:
             yield None
             return
         from microdiffusion_fast.distributed import connect
@@ -117,17 +117,21 @@ class Spread:
         with connect(self.scheduler, threads=self.threads, cuda=cuda) as client:
             yield client
 
-    def write_script(self, file: Path, arguments: Sequence[str], *, overwrite: bool) -> None:
+    def write_script(
+        self, file: Path, arguments: Sequence[str], *, tiles: int, overwrite: bool
+    ) -> None:
         """Write the Slurm array script that does a command line in parts.
 
         Args:
             file: the script.
             arguments: of the program, as they were given.
+            tiles: of the run; more parts would have nothing to do.
             overwrite: replace a file that is there.
 
         Raises:
             InputError: the file is there, or cannot be written.
         """
+        parts = min(self.parts, tiles)
         if file.exists() and not overwrite:
             raise InputError("--sbatch", "a new file (or --overwrite)", f"{file}, which exists")
         words = [sys.executable, "-m", "microdiffusion_fast"]
@@ -135,7 +139,7 @@ class Spread:
         text = _SCRIPT.format(
             file=shlex.quote(str(file)),
             name="microdiffusion-fast",
-            parts=self.parts,
+            parts=parts,
             threads=self.threads or 4,
             folder=shlex.quote(str(Path.cwd())),
             command=shlex.join(words),

@@ -250,6 +250,37 @@ StartFrom = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUTPUT stopped.")]
 
+_DISK = "Larger than memory"
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Go from disk to disk within this much, such as 4GiB; -o is then a .zarr store.",
+        rich_help_panel=_DISK,
+    ),
+]
+SlabMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Compare from disk within this much, such as 1GiB."),
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print tiles, traffic, memory and hours of a run from disk to disk; compute nothing.",
+        rich_help_panel=_DISK,
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Begin anew where a run with --memory was stopped, instead of going on.",
+        rich_help_panel=_DISK,
+    ),
+]
+Store = Annotated[Path, typer.Argument(metavar="OUT", help="Zarr store to check.")]
+
 # Arguments in Python that are options here, for the wording of errors.
 NAMES = {
     "step_length",
@@ -283,4 +314,8 @@ NAMES = {
     "volumes",
     "start_from",
     "resume",
+    "memory",
+    "scheduler",
+    "shard",
+    "threads",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,15 @@ def print_rows(
 def _number(value: float | None) -> float:
     # what is not finite has no number in JSON: the PSNR of a slice without any error
     return math.inf if value is None else value
+
+
+def print_stack(output: Path, shape: Sequence[int]) -> None:
+    """Say what stack of projections was written."""
+    count, height, width = shape
+    print(f"wrote {output}: {count} projections of {height} x {width} pixels")
+
+
+def warn_no_voxel_size(path: Path) -> None:
+    """Say that a result has no voxel size, because its input has none."""
+    words = f"{path} states no voxel size, the result carries none (--voxel-size Z Y X sets it)"
+    print(f"warning: {words}", file=sys.stderr, flush=True)

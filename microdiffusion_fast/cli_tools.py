@@ -8,31 +8,48 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
 from microdiffusion_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from microdiffusion_fast import metrics
 
 
 def evaluate(
     recon: option.Recon,
     truth: option.TruthArgument,
     window: option.Window = "uniform",
+    memory: option.SlabMemory = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Compare RECON with TRUTH: PSNR and SSIM (means over slices) and DICE."""
+    from microdiffusion_fast import cli_stream as stream
+    from microdiffusion_fast import cli_support as support
+
+    if memory is not None:
+        scores = stream.evaluate(recon, truth, window=window, memory=memory, progress=not as_json)
+    else:
+        for path, name in ((recon, "RECON"), (truth, "TRUTH")):
+            stream.refuse_too_large(path, name, bytes_per_voxel=stream.EVALUATE_BYTES)
+        scores = _in_memory(recon, truth, window)
+    if as_json:
+        print(json.dumps(support.to_json(scores)))
+    else:
+        summary.print_scores({recon.name: scores})
+
+
+def _in_memory(recon: Path, truth: Path, window: metrics.Window) -> dict[str, Any]:
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast import metrics
 
     _, test = support.read_image(recon, "RECON")
     _, reference = support.read_image(truth, "TRUTH")
     with support.naming(test="RECON", reference="TRUTH"):
-        scores = metrics.evaluate(test, reference, window=window).as_dict()
-    if as_json:
-        print(json.dumps(support.to_json(scores)))
-    else:
-        summary.print_scores({recon.name: scores})
+        return metrics.evaluate(test, reference, window=window).as_dict()
 
 
 def train(

@@ -31,8 +31,8 @@ _COPIES = 3  # of a slab at once: as read, as the kernels take it, and what coun
 
 
 def evaluate_stored(
-    test: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
+    test: str | os.PathLike[str] | StoredStack,
+    reference: str | os.PathLike[str] | StoredStack,
     *,
     intensity: tuple[float, float] | None = None,
     window: Window = "uniform",
@@ -46,7 +46,7 @@ def evaluate_stored(
     where no intensities are given.
 
     Args:
-        test: reconstruction [Z, Y, X]: Zarr store, TIFF or NPY.
+        test: reconstruction [Z, Y, X]: Zarr store, TIFF or NPY, or one that is open.
         reference: truth [Z, Y, X], in the same units.
         intensity: the two intensities that become 0 and 255; None takes the 0.1 and 99.9
             percentiles of the reference.
@@ -61,7 +61,7 @@ def evaluate_stored(
 
     Source: MicroDiffusion (arXiv 2403.10815), supplement, evaluation metrics.
     """
-    x, y = open_stack(reference), open_stack(test)
+    x, y = (v if isinstance(v, StoredStack) else open_stack(v) for v in (reference, test))
     if x.shape != y.shape:
         expected = f"shape {list(x.shape)}, like the reference"
         raise InputError("test", expected, f"shape {list(y.shape)}")

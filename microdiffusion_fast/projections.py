@@ -186,11 +186,23 @@ class Projections:
         """
         from microdiffusion_fast.io import write_volume
 
-        spacing = None
-        if self.voxel_size is not None:
-            z, y, x = self.voxel_size
-            spacing = (self.stride * z, y, x)
-        metadata = {
+        data = self.images.detach().cpu().numpy()
+        return write_volume(
+            path, data, voxel_size=self.spacing, overwrite=overwrite, metadata=self.metadata
+        )
+
+    @property
+    def spacing(self) -> VoxelSize | None:
+        """(z, y, x) from one projection, or pixel, to the next, in micrometres."""
+        if self.voxel_size is None:
+            return None
+        z, y, x = self.voxel_size
+        return self.stride * z, y, x
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The geometry, as it goes with the images into a file."""
+        return {
             "kind": "projections",
             "step_length": self.step_length,
             "stride": self.stride,
@@ -200,8 +212,6 @@ class Projections:
             "voxel_size": self.voxel_size,
             "dtype": self.dtype,
         }
-        data = self.images.detach().cpu().numpy()
-        return write_volume(path, data, voxel_size=spacing, overwrite=overwrite, metadata=metadata)
 
 
 def percentile_range(

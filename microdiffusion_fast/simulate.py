@@ -21,6 +21,7 @@ from microdiffusion_fast.simulation.tissue import Tissue
 from microdiffusion_fast.simulation.vessels import Vessels
 
 if TYPE_CHECKING:
+    from microdiffusion_fast.forward_model import AxialProjection
     from microdiffusion_fast.projections import Projections
 
 __all__ = [
@@ -180,7 +181,6 @@ def simulate_projections(
     """
     import torch
 
-    from microdiffusion_fast.forward_model import AxialProjection
     from microdiffusion_fast.projections import Projections
 
     tensor = torch.as_tensor(volume)
@@ -191,12 +191,9 @@ def simulate_projections(
     if not bool(torch.isfinite(tensor).all()):
         raise InputError("volume", "finite values", "NaN or infinity")
     depth = tensor.shape[0]
-    if isinstance(step_length, bool) or not isinstance(step_length, int) or step_length < 2:
-        raise InputError("step_length", "a whole number of at least 2", step_length)
-    if start + step_length > depth or start < 0:
-        window = f"slices {start} to {start + step_length - 1}"
-        raise InputError("step_length", f"a window within the {depth} slices", window)
-    projection = AxialProjection(depth, step_length, stride=stride, weights=weights, start=start)
+    projection = projection_of(
+        depth, step_length=step_length, stride=stride, weights=weights, start=start
+    )
     images = projection(tensor).to(torch.float32)
     if noise is not None:
         full = max(float(tensor.max()), 1e-12)
@@ -211,6 +208,29 @@ def simulate_projections(
         depth=depth,
         voxel_size=voxel_size,
     )
+
+
+def projection_of(
+    depth: int,
+    *,
+    step_length: int,
+    stride: int | None,
+    weights: Sequence[float] | None,
+    start: int,
+) -> AxialProjection:
+    """The operator that projects a volume of `depth` slices, see `simulate_projections`.
+
+    Raises:
+        InputError: a geometry that does not fit.
+    """
+    from microdiffusion_fast.forward_model import AxialProjection
+
+    if isinstance(step_length, bool) or not isinstance(step_length, int) or step_length < 2:
+        raise InputError("step_length", "a whole number of at least 2", step_length)
+    if start + step_length > depth or start < 0:
+        window = f"slices {start} to {start + step_length - 1}"
+        raise InputError("step_length", f"a window within the {depth} slices", window)
+    return AxialProjection(depth, step_length, stride=stride, weights=weights, start=start)
 
 
 def _superpose(looks: Sequence[Morphology], shape: Shape, rng: np.random.Generator) -> Array:

@@ -79,43 +79,76 @@ class Layout:
             levels.append(Level(factors, shape, chunks, shards))
         return tuple(levels)
 
-    def attributes(self, name: str) -> dict[str, Any]:
-        """The NGFF 0.5 description of the image."""
-        unit = {} if self.voxel_size is None else {"unit": "micrometer"}
-        spacing = self.voxel_size or (1.0, 1.0, 1.0)
-        datasets = []
-        for number, level in enumerate(self.levels):
-            pairs = list(zip(level.factors, spacing, strict=True))
-            transforms: list[dict[str, Any]] = [
-                {"type": "scale", "scale": [factor * size for factor, size in pairs]}
-            ]
-            if number:  # a mean lies in the middle of what it is the mean of
-                middle = [(factor - 1) / 2 * size for factor, size in pairs]
-                transforms.append({"type": "translation", "translation": middle})
-            datasets.append({"path": str(number), "coordinateTransformations": transforms})
-        axes = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
-        image = {"name": name, "axes": axes, "datasets": datasets, "type": "mean"}
-        return {"ome": {"version": "0.5", "multiscales": [image]}}
-
     def create(self, folder: Path, name: str) -> None:
         """Make the empty image in a folder that is not there yet."""
-        import zarr
-        from zarr.codecs import ZstdCodec
-
-        group = zarr.open_group(folder, mode="w-", zarr_format=3, attributes=self.attributes(name))
+        group = _group(folder, name, self.levels, self.voxel_size, {})
         for number, level in enumerate(self.levels):
-            group.create_array(
-                str(number),
-                shape=level.shape,
-                dtype="float32",
-                chunks=level.chunks,
-                shards=level.shards,
-                # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
-                compressors=ZstdCodec(level=3, checksum=True),
-                fill_value=float("nan"),  # what was never written shows
-                dimension_names=["z", "y", "x"],
-                config={"write_empty_chunks": True},
-            )
+            _array(group, str(number), level, "float32")
+
+
+def _group(
+    folder: Path,
+    name: str,
+    levels: Sequence[Level],
+    voxel_size: VoxelSize | None,
+    attributes: dict[str, Any],
+) -> Any:
+    """Make the group of a NGFF 0.5 image, with its description."""
+    import zarr
+
+    unit = {} if voxel_size is None else {"unit": "micrometer"}
+    spacing = voxel_size or (1.0, 1.0, 1.0)
+    datasets = []
+    for number, level in enumerate(levels):
+        pairs = list(zip(level.factors, spacing, strict=True))
+        transforms: list[dict[str, Any]] = [
+            {"type": "scale", "scale": [factor * size for factor, size in pairs]}
+        ]
+        if number:  # a mean lies in the middle of what it is the mean of
+            middle = [(factor - 1) / 2 * size for factor, size in pairs]
+            transforms.append({"type": "translation", "translation": middle})
+        datasets.append({"path": str(number), "coordinateTransformations": transforms})
+    axes = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
+    image: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets}
+    if len(levels) > 1:
+        image["type"] = "mean"
+    described = {"ome": {"version": "0.5", "multiscales": [image]}, **attributes}
+    return zarr.open_group(folder, mode="w-", zarr_format=3, attributes=described)
+
+
+def _array(group: Any, path: str, level: Level, dtype: str, *, sharded: bool = True) -> Any:
+    """Make one array of an image."""
+    from zarr.codecs import ZstdCodec
+
+    return group.create_array(
+        path,
+        shape=level.shape,
+        dtype=dtype,
+        chunks=level.chunks,
+        shards=level.shards if sharded else None,
+        # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
+        compressors=ZstdCodec(level=3, checksum=True),
+        fill_value=float("nan"),  # what was never written shows
+        dimension_names=["z", "y", "x"],
+        config={"write_empty_chunks": True},
+    )
+
+
+def create_image(
+    folder: Path,
+    name: str,
+    *,
+    shape: Sizes,
+    chunks: Sizes,
+    spacing: VoxelSize | None,
+    attributes: dict[str, Any],
+) -> Any:
+    """Make an empty NGFF 0.5 image of one resolution, without shards; returns its array."""
+    sizes = tuple(min(n, c) for n, c in zip(shape, chunks, strict=True))
+    level = Level((1, 1, 1), shape, (sizes[0], sizes[1], sizes[2]), shape)
+    plain = name.removesuffix(".zarr").removesuffix(".ome")
+    group = _group(folder, plain, (level,), spacing, attributes)
+    return _array(group, "0", level, "float32", sharded=False)
 
 
 def _sizes(n: int, halving: int, factor: int, chunk: int, shard: int) -> tuple[int, int, int, int]:

@@ -95,7 +95,10 @@ class OutputStore:
             raise InputError("resume", "True for a part: the others would be lost", "False")
         if part is not None and is_finished(path, run):
             raise Finished(str(path))
-        self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
+        try:
+            self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
+        except InputError as error:
+            raise InputError("output", error.expected, error.got) from error
         self.layout, self.levels = layout, layout.levels
         self.folder = _partial(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS

@@ -19,7 +19,7 @@ from .store_source import StoredStack
 from .tiling import TilePlan, intervals
 from .tiling_windows import Box, Span
 
-CELL = (8, 128, 128)  # smaller chunks are read this many pixels together
+CELL = (8, 64, 64)  # smaller chunks are read about this many pixels together
 
 Place = tuple[int, int, int]
 

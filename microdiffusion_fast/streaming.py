@@ -16,9 +16,8 @@ from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
 from .store_output import Finished, OutputStore, is_finished, remove_remains
 from .streaming_parts import part_of, tiles_of
-from .streaming_plan import plan_stream
+from .streaming_plan import StreamRun, plan_stream
 from .streaming_tiles import Runner, run_tiles
-from .tiling_budget import Prediction
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class StreamedReconstruction:
         resumed: how many of them an earlier run had finished.
         pixels_read: pixels of projections that were decoded, to prepare the tiles and for them.
         seconds: of this run.
-        prediction: memory, traffic and arithmetic, as planned; None where nothing was to be done.
+        planned: its plan, with what that predicts.
         parameters: every option as resolved.
         adaptation: what was tried on this stack, and what was accepted.
         finished: whether the volume is complete, and there.
@@ -42,7 +41,7 @@ class StreamedReconstruction:
     resumed: int
     pixels_read: int
     seconds: float
-    prediction: Prediction | None
+    planned: StreamRun
     parameters: dict[str, Any]
     adaptation: dict[str, Any]
     finished: bool
@@ -98,7 +97,7 @@ def stream_reconstruct(
             32 x 128 x 128, the depth a multiple of the stride.
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
-        plan_only: compute and write nothing; the result has the prediction.
+        plan_only: compute and write nothing; see `planned` of the result.
         client: of `dask.distributed`; its workers compute the tiles, see `distributed.DaskTiles`.
         shard: "i/n", the i-th of n parts: each of n processes, which know nothing of each other,
             does its own, and the one that finds all of them done makes the volume.
@@ -138,18 +137,18 @@ def stream_reconstruct(
         device=device,
     )
 
-    def nothing(tiles: int, prediction: Prediction | None) -> StreamedReconstruction:
+    def nothing(tiles: int) -> StreamedReconstruction:
         seconds, place = time.perf_counter() - begun, Path(output)
         return StreamedReconstruction(
-            place, tiles, 0, 0, seconds, prediction, run.parameters, {}, finished=not tiles
+            place, tiles, 0, 0, seconds, run, run.parameters, {}, finished=not plan_only
         )
 
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
-        return nothing(len(run.plan), run.prediction)
+        return nothing(len(run.plan))
     if resume and is_finished(output, run.identity):
         remove_remains(output)
-        return nothing(0, None)
+        return nothing(0)
     if client is not None:
         from .distributed import DaskTiles
 
@@ -168,7 +167,7 @@ def stream_reconstruct(
             overwrite=overwrite,
         )
     except Finished:
-        return nothing(0, None)
+        return nothing(0)
     with store:
         if threads not in (None, store.settings["threads"]):
             expected = f"{store.settings['threads']}, which the run was begun with"
@@ -193,7 +192,7 @@ def stream_reconstruct(
         resumed=len(own) - len(missing),
         pixels_read=pixels,
         seconds=time.perf_counter() - begun,
-        prediction=run.prediction,
+        planned=run,
         parameters=parameters,
         adaptation=ready.evidence,
         finished=part is None or is_finished(output, run.identity),

@@ -172,7 +172,7 @@ class TileWorker:
             following: of the tile that will be asked for next, if that is known.
 
         Raises:
-            InputError: it cannot be read or written.
+            InputError: it cannot be read or written, or is not finite: nothing of it is written.
         """
         begun = time.perf_counter()
         plan = self.job.plan
@@ -182,6 +182,10 @@ class TileWorker:
             self._ahead = following, self._thread.submit(self._read, following)
         with _threads(self.job.threads):
             core, _ = reconstruct_tile(tile, images.to(self.place), self.recipe)
+        if not bool(core.sum(dtype=torch.float64).isfinite()):  # without a copy
+            z, y, x = (f"{span.start}:{span.stop}" for span in tile.core)
+            got = f"NaN or Inf in tile {number}, voxels [{z}, {y}, {x}]"
+            raise InputError("denoiser", "weights that give finite intensities", got)
         self.shards.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
         return TileReceipt(number, pixels, time.perf_counter() - begun)
 

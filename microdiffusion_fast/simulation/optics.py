@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,11 @@ import numpy as np
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.simulation.fields import gaussian_blur, smooth_field
 from microdiffusion_fast.simulation.raster import Array, Floats
+
+DARK = 200.0  # photons: below it counts are drawn from Poisson's law itself
+
+_SKIP = 2**20
+Generators = tuple[np.random.Generator, np.random.Generator, np.random.Generator]
 
 
 def _non_negative(name: str, value: float) -> None:
@@ -186,29 +193,58 @@ class Noise:
             bits=int(rng.choice([8, 10, 12, 14, 16])) if rng.random() < 0.5 else None,
         )
 
-    def apply(self, images: Floats, rng: np.random.Generator) -> Array:
-        """Record images of any shape in units of full scale; float32, same units."""
+    def apply(self, images: Floats, rng: np.random.Generator | Generators) -> Array:
+        """Record images of any shape in units of full scale; float32, same units.
+
+        Draws follow each other: shot noise of all images, that of dark pixels, read noise of all.
+        Three generators, one for each, let images be recorded in parts, see `generators`.
+        """
+        shot, dark, read = (rng, rng, rng) if isinstance(rng, np.random.Generator) else rng
         out = np.asarray(images, dtype=np.float32)
         scale = self.photons if self.photons is not None else 1.0
         if self.photons is not None:
-            rate = np.maximum(out, 0) * scale + self.background
-            out = _poisson(rate.astype(np.float32), rng)
+            rate = self._rate(out)
+            out = _poisson(rate, shot, dark)
         else:
             out = out + np.float32(self.background)
         if self.read_noise:
-            out = out + np.float32(self.read_noise) * rng.standard_normal(out.shape, np.float32)
+            out = out + np.float32(self.read_noise) * read.standard_normal(out.shape, np.float32)
         out = (out - np.float32(self.background)) / np.float32(scale)
         if self.bits is not None:
             top = np.float32(2**self.bits - 1)
             out = np.rint(np.clip(out, 0, 1) * top) / top
         return np.asarray(out, dtype=np.float32)
 
+    def _rate(self, images: Array) -> Array:
+        """Mean counts of images in units of full scale."""
+        assert self.photons is not None
+        rate = np.maximum(images, 0) * self.photons + self.background
+        return np.asarray(rate, dtype=np.float32)
 
-def _poisson(rate: Array, rng: np.random.Generator) -> Array:
-    """Poisson counts; above 200 photons the normal law, indistinguishable and ten times faster."""
-    if rate.size and float(rate.min()) >= 200:
-        return np.asarray(rate + np.sqrt(rate) * rng.standard_normal(rate.shape, np.float32))
-    out = rate + np.sqrt(rate) * rng.standard_normal(rate.shape, np.float32)
-    few = rate < 200
-    out[few] = rng.poisson(rate[few])
+    def generators(self, parts: Callable[[], Iterable[Floats]], size: int, seed: int) -> Generators:
+        """Generators to record images in parts with, as if they were recorded at once.
+
+        Args:
+            parts: gives the images part by part, in the order in which they will be recorded.
+            size: pixels of all of them.
+            seed: of the noise.
+        """
+        shot, after = np.random.default_rng(seed), np.random.default_rng(seed)
+        if self.photons is not None:
+            for start in range(0, size, _SKIP):  # numbers are drawn to get past them
+                after.standard_normal(min(_SKIP, size - start), np.float32)
+        dark = copy.deepcopy(after)
+        if self.photons is not None and self.read_noise:
+            for part in parts():
+                rate = self._rate(np.asarray(part, dtype=np.float32))
+                after.poisson(rate[rate < DARK])
+        return shot, dark, after
+
+
+def _poisson(rate: Array, shot: np.random.Generator, dark: np.random.Generator) -> Array:
+    """Poisson counts; above `DARK` the normal law, indistinguishable and ten times faster."""
+    out = rate + np.sqrt(rate) * shot.standard_normal(rate.shape, np.float32)
+    few = rate < DARK
+    if few.any():
+        out[few] = dark.poisson(rate[few])
     return np.asarray(out, dtype=np.float32)

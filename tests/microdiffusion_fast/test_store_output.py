@@ -144,7 +144,7 @@ def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
 def test_places_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^output: expected a name ending in .ome.zarr"):
         store_at(tmp_path / "v.tif")
-    with pytest.raises(InputError, match="^path: expected a file in an existing folder"):
+    with pytest.raises(InputError, match="^output: expected a file in an existing folder"):
         store_at(tmp_path / "nowhere" / "v.zarr")
     assert not list(tmp_path.iterdir())
 

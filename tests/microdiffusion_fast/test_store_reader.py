@@ -80,8 +80,8 @@ def test_cells_are_whole_chunks_of_useful_size() -> None:
         return cell_of(StoredStack(Path("-"), shape, np.dtype("u2"), load, chunks))
 
     assert cell((100, 900, 900), (32, 128, 128)) == (32, 128, 128)
-    assert cell((100, 900, 900), (1, 1, 1)) == (8, 128, 128)  # mapped
+    assert cell((100, 900, 900), (1, 1, 1)) == (8, 64, 64)  # mapped
     assert cell((100, 900, 900), (4, 100, 300)) == (4, 100, 300)
     assert cell((100, 2000, 2000), (1, 2000, 2000)) == (1, 2000, 2000)  # one by one
-    assert cell((100, 2000, 2000), (1, 4, 2000)) == (1, 128, 2000)  # strips
-    assert cell((5, 20, 900), (1, 1, 1)) == (5, 20, 128)
+    assert cell((100, 2000, 2000), (1, 4, 2000)) == (1, 64, 2000)  # strips
+    assert cell((5, 20, 900), (1, 1, 1)) == (5, 20, 64)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from microdiffusion_fast import reconstruct
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.io import read_volume
@@ -97,11 +97,14 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     large = stream(folder, tmp_path / "b.zarr", memory="1GiB")
     assert small.tiles > large.tiles == 1
     assert large.pixels_read == 2 * 6 * 28 * 24  # to prepare, and for the tile
-    assert small.pixels_read <= small.prediction.reread * 6 * 28 * 24
+    assert small.pixels_read <= small.planned.prediction.reread * 6 * 28 * 24
     a, b = (read_volume(tmp_path / name).data for name in ("a.zarr", "b.zarr"))
     assert np.abs(a - b).max() <= 1e-5 * (b.max() - b.min())
-    planned = stream(folder, tmp_path / "c.zarr", plan_only=True)
-    assert planned.prediction == small.prediction and planned.prediction.tiles == small.tiles
+    only = stream(folder, tmp_path / "c.zarr", plan_only=True)
+    assert (
+        only.planned.prediction == small.planned.prediction
+        and only.planned.prediction.tiles == small.tiles
+    )
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))
@@ -161,6 +164,19 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
             stream_reconstruct(tmp_path / "p.npy", tmp_path / "v.zarr", **options)  # type: ignore[arg-type]
         assert caught.value.argument == argument
         assert "\n" not in str(caught.value)
+
+
+def test_nan_is_said_with_its_tile_and_not_written(folder: Path, tmp_path: Path) -> None:
+    broken = load_denoiser(folder / "network.safetensors")
+    with torch.no_grad():
+        next(broken.encoder.parameters()).fill_(torch.nan)
+    save_denoiser(tmp_path / "network.safetensors", broken)
+    with pytest.raises(InputError) as caught:
+        stream(folder, tmp_path / "v.zarr", denoiser=tmp_path / "network.safetensors")
+    assert str(caught.value).startswith("denoiser: expected weights that give finite intensities")
+    assert "in tile 0, voxels [0:" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "v.zarr").exists()
+    assert not list((tmp_path / ".v.zarr.partial" / "receipts").iterdir())
 
 
 def test_no_room_for_the_weights_is_one_clear_line(tmp_path: Path) -> None:
