@@ -37,12 +37,13 @@ finterval=0.1
 
 
 def tiff() -> list[bytes]:
-    """Plain, ImageJ, OME and BigTIFF; strips and tiles; compressed as far as codecs are built in."""
+    """Plain, ImageJ, OME and BigTIFF; strips and tiles; raw and compressed."""
     import tifffile
 
     from microdiffusion_fast.io import write_volume
 
     found = []
+    ij = {"axes": "ZYX", "spacing": 2, "unit": "um"}
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "case.tif")
         forms: list[dict[str, Any]] = [
@@ -52,7 +53,7 @@ def tiff() -> list[bytes]:
             {"compression": "lzma", "rowsperstrip": 3},
             {"tile": (16, 16)},
             {"ome": True, "metadata": {"axes": "TZCYX"}, "shaped": True},
-            {"imagej": True, "resolution": (3.0, 3.0), "metadata": {"spacing": 2, "unit": "um"}},
+            {"imagej": True, "resolution": (3.0, 3.0), "metadata": ij},
             {"ome": True, "compression": "zlib", "metadata": {"axes": "ZYX"}},
         ]
         for form in forms:
@@ -60,8 +61,7 @@ def tiff() -> list[bytes]:
             data = DATA.reshape(1, 4, 1, 9, 10) if shaped else DATA
             tifffile.imwrite(path, data, photometric="minisblack", **form)
             found.append(path.read_bytes())
-        tifffile.imwrite(path, DATA, description=OME.encode(), metadata=None)
-        found.append(path.read_bytes())
+        found += [described_tiff(path, text) for text in (OME, IMAGEJ)]
         for suffix in (".tif", ".ome.tif"):
             made = write_volume(
                 Path(name, f"w{suffix}"), DATA, voxel_size=(1, 2, 3), metadata={"kind": "x", "a": 1}
@@ -75,7 +75,10 @@ def described_tiff(path: Path, description: str) -> bytes:
     import tifffile
 
     text = description.encode("utf-8", "replace")
-    tifffile.imwrite(path, DATA, description=text, metadata=None)
+    with tifffile.TiffWriter(path) as file:
+        for number, plane in enumerate(DATA):
+            said = {} if number else {"description": text}
+            file.write(plane, photometric="minisblack", metadata=None, contiguous=False, **said)
     return path.read_bytes()
 
 
@@ -225,4 +228,3 @@ def without_checksum(content: bytes) -> bytes:
     header, data = split_safetensors(content)
     header["__metadata__"].pop("sha256")
     return join_safetensors(header, data)
-

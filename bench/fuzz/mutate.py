@@ -14,12 +14,12 @@ _NUMBERS = (0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 257, 32767, 32768, 65535, 
 _NUMBERS += (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 _VALUES: tuple[Any, ...] = (None, True, False, 0, 1, 2, -1, 3.5, -0.0, 1e308, 1e-308, 10**30)
 _VALUES += (float("nan"), float("inf"), float("-inf"), 2**31, 2**32, 2**63, 2**64, -(2**63))
-_VALUES += ("", " ", "0", "-1", "NaN", "1e999", "x" * 3000, "\0", "\ud800", "é😀", "../../etc/passwd")
-_VALUES += ("/dev/zero", "/dev/full", "..", ".", "a/../../b", "C:\\x", "pickle", "zlib", "blosc")
-_VALUES += ("|O", "<f8", "<M8[ns]", "float32", "uint8", "object", "bytes", "gzip", "numcodecs.pickle")
-_VALUES += ([], {}, [[]], [None], {"": ""}, [0] * 300, [2**31] * 3, [1, 1], [3, 9, 10], [-1, 2, 3])
-_WORDS = (b"..", b"/", b"\0", b"\xff", b"\n", b'"', b"{", b"}", b"]", b"<", b">", b"&amp;", b"1e999")
-_WORDS += (b"../../../../etc/passwd", b"<!DOCTYPE x>", b"2147483648", b"-1", b"nan", b"99999999999")
+_VALUES += ("", " ", "0", "-1", "NaN", "1e999", "x" * 3000, "\0", "\ud800", "é", "..", ".")
+_VALUES += ("../../etc/passwd", "/dev/zero", "/dev/full", "a/../../b", "C:\\x", "pickle", "zlib")
+_VALUES += ("|O", "<f8", "<M8[ns]", "float32", "uint8", "object", "blosc", "numcodecs.pickle")
+_VALUES += ([], {}, [[]], [None], {"": ""}, [0] * 300, [2**31] * 3, [1, 1], [3, 9, 10], [-1, 2])
+_WORDS = (b"..", b"/", b"\0", b"\xff", b"\n", b'"', b"{", b"}", b"]", b"<", b">", b"&amp;")
+_WORDS += (b"1e999", b"../../../etc/passwd", b"<!DOCTYPE x>", b"2147483648", b"-1", b"nan")
 
 
 def mutate_bytes(rng: random.Random, content: bytes, *, hot: int = 512) -> bytes:
@@ -146,7 +146,8 @@ def mutate_text(rng: random.Random, text: str) -> str:
     found = list(re.finditer(r'(?<=")[^"\n]*(?=")|(?<==)[^"\n=]+$', text, re.MULTILINE))
     if not found or rng.random() < 0.3:
         return mutate_bytes(rng, text.encode()).decode("latin-1")
-    for match in sorted(rng.sample(found, min(len(found), rng.choice((1, 1, 2)))), key=_start)[::-1]:
+    chosen = rng.sample(found, min(len(found), rng.choice((1, 1, 2))))
+    for match in sorted(chosen, key=lambda match: -match.start()):
         old = match[0]
         if rng.random() < 0.5:
             new = str(rng.choice(_VALUES)).encode("utf-8", "replace").decode()
@@ -154,7 +155,3 @@ def mutate_text(rng: random.Random, text: str) -> str:
             new = mutate_bytes(rng, old.encode()).decode("latin-1")
         text = text[: match.start()] + new + text[match.end() :]
     return text
-
-
-def _start(match: re.Match[str]) -> int:
-    return match.start()
