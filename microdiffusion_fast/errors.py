@@ -13,12 +13,16 @@ class InputError(ValueError):
 
     def __init__(self, argument: str, expected: str, got: object) -> None:
         self.argument, self.expected, self.got = argument, expected, got
-        super().__init__(f"{argument}: expected {expected}, got {_line(str(got))}")
+        super().__init__(_line(f"{_cut(argument)}: expected {expected}, got {_cut(str(got))}"))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def _line(text: str) -> str:
     """One line that a terminal shows as it is: what a file says may hold anything."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     text = " ".join(text.split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

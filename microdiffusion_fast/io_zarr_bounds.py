@@ -1,23 +1,16 @@
-"""What the chunks of a Zarr store decode to, bounded before a codec allocates it.
-
-A codec believes what a chunk says of itself: 466 bytes of bz2 make 600 MB of zeros, and 16 bytes of
-Blosc ask for 2 GiB. So each chunk is asked for its decoded size first: from its header where the
-header says it (Zstandard, Blosc, LZ4), else by decoding it in pieces that are thrown away.
-"""
+"""The chunks of a Zarr store: known codecs only, and no more than a chunk's worth in each."""
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.io_decoded import CODECS, decoded_size
 
 if TYPE_CHECKING:
     import zarr
@@ -27,9 +20,6 @@ _LAYOUT = {"delta", "shuffle", "fixedscaleoffset", "bitround", "quantize"}
 _LAYOUT |= {"crc32", "crc32c", "adler32", "fletcher32"}
 _LAYOUT |= {f"numcodecs.{name}" for name in _LAYOUT} | {"bytes", "transpose"}
 _SLACK = 2**20  # bytes that a chunk may decode to beyond twice its own: headers, filters
-_UNKNOWN = 64 * 2**20  # where only a bound of the decoded size is known
-_PIECE = 2**20
-_ZSTD_BLOCK = 128 * 1024
 _MISSING = 2**64 - 1  # in the index of a shard
 
 
@@ -48,10 +38,11 @@ def check_chunks(array: zarr.Array[Any], folder: Path, files: Iterator[Path]) ->
     inner = array.chunks
     shards = array.shards is not None
     compressors = [name for name in names if name not in _LAYOUT and name != "sharding_indexed"]
-    unknown = [name for name in compressors if name not in _SIZES]
+    unknown = [name for name in compressors if name.removeprefix("numcodecs.") not in CODECS]
     if unknown or len(compressors) > 1 or names.count("sharding_indexed") > 1:
-        known = ", ".join(sorted(name for name in _SIZES if "." not in name))
+        known = ", ".join(sorted(CODECS))
         raise InputError("path", f"at most one of the compressions {known}", f"{names} in {folder}")
+    codec = compressors[0].removeprefix("numcodecs.") if compressors else ""
     chunk = math.prod(inner) * array.dtype.itemsize
     limit = 2 * chunk + _SLACK
     per_shard = math.prod(s // c for s, c in zip(array.shards or inner, inner, strict=True))
@@ -65,7 +56,7 @@ def check_chunks(array: zarr.Array[Any], folder: Path, files: Iterator[Path]) ->
         content = memoryview(path.read_bytes())
         try:
             parts = _shard(content, array, per_shard) if shards else (content,)
-            decoded = max((_SIZES[compressors[0]](part, limit) for part in parts), default=0)
+            decoded = max((decoded_size(codec, part, limit) for part in parts), default=0)
         except (ValueError, IndexError) as error:
             raise InputError("path", "a complete Zarr store", f"{path} ({error})") from error
         if decoded > limit:
@@ -109,71 +100,3 @@ def _shard(content: memoryview, array: Any, chunks: int) -> Iterator[memoryview]
     for offset, size in index.reshape(-1, 2).tolist():
         if offset != _MISSING:
             yield content[offset : offset + size]
-
-
-def _zstd(data: memoryview, limit: int) -> int:
-    """The sizes that the frames say; where one does not, at most its blocks' (RFC 8878)."""
-    at = total = 0
-    while at < len(data):
-        magic = int.from_bytes(data[at : at + 4], "little")
-        if magic & 0xFFFFFFF0 == 0x184D2A50:  # a frame to skip
-            at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-            continue
-        if magic != 0xFD2FB528:
-            break  # the codec refuses it
-        flags = data[at + 4]
-        single = bool(flags & 32)
-        at += 5 + (not single) + (0, 1, 2, 4)[flags & 3]
-        width = (int(single), 2, 4, 8)[flags >> 6]
-        said = int.from_bytes(data[at : at + width], "little") + 256 * (width == 2)
-        at += width
-        blocks, last = 0, False
-        while not last:
-            if at + 3 > len(data):
-                raise ValueError("a truncated Zstandard frame")
-            header = int.from_bytes(data[at : at + 3], "little")
-            last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
-            blocks += size if kind < 2 else _ZSTD_BLOCK
-            at += 3 + (1 if kind == 1 else size)
-        at += 4 * bool(flags & 4)
-        total += said if width else (0 if blocks <= max(_UNKNOWN, 16 * limit) else blocks)
-    return total
-
-
-def _blosc(data: memoryview, limit: int) -> int:
-    return int.from_bytes(data[4:8], "little")
-
-
-def _lz4(data: memoryview, limit: int) -> int:
-    return int.from_bytes(data[:4], "little")
-
-
-def _in_pieces(new: Callable[[], Any]) -> Callable[[memoryview, int], int]:
-    def size(data: memoryview, limit: int) -> int:
-        total, left = 0, bytes(data)
-        try:
-            while left and total <= limit:  # a file may hold several streams
-                decoder, feed, piece = new(), left, b"?"
-                while not decoder.eof and total <= limit and (feed or piece):
-                    piece = decoder.decompress(feed, _PIECE)
-                    total += len(piece)
-                    # zlib gives back what it has not read, the others keep it
-                    feed = getattr(decoder, "unconsumed_tail", b"")
-                left = decoder.unused_data if decoder.eof else b""
-        except (OSError, ValueError, zlib.error, lzma.LZMAError):
-            pass  # the codec stops at the same place, and says why
-        return total
-
-    return size
-
-
-_SIZES: dict[str, Callable[[memoryview, int], int]] = {
-    "zstd": _zstd,
-    "blosc": _blosc,
-    "lz4": _lz4,
-    "gzip": _in_pieces(lambda: zlib.decompressobj(31)),
-    "zlib": _in_pieces(zlib.decompressobj),
-    "bz2": _in_pieces(bz2.BZ2Decompressor),
-    "lzma": _in_pieces(lzma.LZMADecompressor),
-}
-_SIZES |= {f"numcodecs.{name}": size for name, size in _SIZES.items()}

@@ -11,12 +11,15 @@ import sys
 import tempfile
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.fuzz.guard import MEMORY, SECONDS, judge, limited, peak_memory
 from bench.fuzz.readers import MAX_BYTES, READERS
+from bench.machine import describe
 
+_VERSIONS = ("numpy", "safetensors", "tifffile", "torch", "zarr", "numcodecs")
 _KEPT = 20  # findings that are recorded in full
 
 
@@ -33,7 +36,7 @@ def main() -> int:
     if given.child:
         print(json.dumps(fuzz(given.readers[0], given.cases, first=given.first, seed=given.seed)))
         return 0
-    rows = []
+    about, rows = describe(), []  # before a long run: the commit that it ran
     for name in given.readers or READERS:
         row = _in_a_process(name, given.cases, given.first, given.seed)
         rows.append(row)
@@ -46,8 +49,11 @@ def main() -> int:
                 "seconds a case may take": SECONDS,
                 "bytes a case may add": MEMORY,
                 "max_bytes of images": MAX_BYTES,
-                "python": platform.python_version(),
-                "machine": platform.machine(),
+                "versions": {"python": platform.python_version()}
+                | {name: version(name) for name in _VERSIONS},
+                "date": about["date"],
+                "commit": about["commit"],
+                "machine": about["machine"],
                 "readers": rows,
             }
             given.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -195,6 +195,23 @@ def states() -> list[bytes]:
     return [content, without_checksum(content)]
 
 
+def configs() -> list[bytes]:
+    """Settings of two commands, of every type of TOML."""
+    reconstruct = [
+        "[reconstruct]",
+        "step_length = 6",
+        "steps = 'exact'",
+        "gamma = [0.1, 0.2]",
+        "voxel_size = [1.0, 0.5, 0.5]",
+        'preset = "fast"',
+        "adapt = false",
+        "tol = 1e-3",
+        'denoiser = "net.safetensors"',
+    ]
+    sweep = ["[sweep.gamma]", "seed = 0x1", "", *reconstruct[:2]]
+    return ["\n".join(lines).encode() + b"\n" for lines in (reconstruct, sweep)]
+
+
 def tiny() -> Any:
     """The smallest local denoiser."""
     from microdiffusion_fast.denoiser import DenoiserConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -189,9 +190,33 @@ class Projected(Reader):
         Projections.from_any(self.folder / "case.npy")
 
 
+class Config(Reader):
+    """The TOML files of `--config`."""
+
+    name = "config"
+
+    def _seeds(self) -> list[bytes]:
+        return corpus.configs()
+
+    def make(self, rng: random.Random) -> bytes:
+        seed = rng.choice(self.seeds)
+        if rng.random() < 0.5:
+            return mutate_bytes(rng, seed)
+        return mutate_text(rng, seed.decode()).encode("utf-8", "replace")
+
+    def read(self, content: bytes) -> None:
+        from microdiffusion_fast import cli, cli_config  # noqa: F401  # the first knows commands
+
+        (self.folder / "case.toml").write_bytes(content)
+        command = "sweep gamma" if b"[sweep.gamma]" in content else "reconstruct"
+        cli_config.expand([*command.split(), "--config", str(self.folder / "case.toml")])
+
+
 READERS: dict[str, type[Reader]] = {
     reader.name: reader for reader in (Tiff, Npy, NpySidecar, Zarr, Checkpoint, State, Projected)
 }
+if importlib.util.find_spec("microdiffusion_fast.cli_config") is not None:
+    READERS[Config.name] = Config
 
 
 def _read_volume(path: Path, content: bytes | None) -> None:
