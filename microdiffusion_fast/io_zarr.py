@@ -192,7 +192,9 @@ def _multiscale(
             f"{path} ({type(error).__name__}: {error}{hint})",
         ) from error
     folder = path.joinpath(*parts)
-    if any(part in ("", ".", "..") for part in parts) or "\\" in relative or not folder.is_dir():
+    outside = any(part in ("", ".", "..") for part in parts) or "\\" in relative
+    # os.path says False where pathlib raises: for a name too long, for one.
+    if outside or not os.path.isdir(folder):  # noqa: PTH112
         raise InputError("path", "a NGFF dataset inside its store", f"{relative!r} in {path}")
     return folder, axes, scale
 
