@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
+
+import torch
 
 # The module lies beside this package: ..._native for ...kernels.
 _NATIVE = f"{__package__.rpartition('.')[0]}._native"
@@ -29,6 +32,16 @@ def _load() -> tuple[ModuleType | None, str | None]:
 native: ModuleType | None
 native_missing: str | None
 native, native_missing = _load()
+
+
+def _one_thread() -> None:
+    # libgomp's threads do not survive a fork, and it waits for them for ever, in torch's own
+    # operators too. One thread asks for none; who forks before any parallel work may set more.
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
 
 triton_missing: str | None = (
     None

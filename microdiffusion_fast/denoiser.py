@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.constants import constant
-from .tensor_files import read_tensors, write_tensors
+from .tensor_files import check_fit, read_tensors, write_tensors
 
 CONTEXT = 2  # projections seen on either side of the window
+_WIDEST = 1024  # channels or blocks; the shipped network has 128
 ALIGN = 4  # the encoder halves the image twice
 FORMAT = "microdiffusion_fast.denoiser/1"
 SHIPPED = Path(__file__).parent / "weights" / "prior.safetensors"
@@ -30,12 +31,24 @@ SHIPPED = Path(__file__).parent / "weights" / "prior.safetensors"
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Widths of the network; stored in the checkpoint, so a file describes itself."""
+    """Widths of the network; stored in the checkpoint, so a file describes itself.
+
+    Raises:
+        InputError: there is no network of these widths; names the field.
+    """
 
     encoder_widths: tuple[int, int, int] = (64, 96, 128)
     head_width: int = 48
     head_blocks: int = 3
     embedding: int = 64
+
+    def __post_init__(self) -> None:
+        expected = f"integers from 1 to {_WIDEST}"
+        for name in ("encoder_widths", "head_width", "head_blocks", "embedding"):
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) is not int or not 1 <= number <= _WIDEST:
+                    raise InputError(name, expected, value)
 
 
 class Geometry(NamedTuple):
@@ -264,7 +277,9 @@ def load_denoiser(path: Path | None = None, *, argument: str = "denoiser") -> De
     try:
         values = json.loads(metadata["config"])
         values["encoder_widths"] = tuple(values["encoder_widths"])
-        denoiser = Denoiser(DenoiserConfig(**values))
+        config = DenoiserConfig(**values)
+        check_fit(lambda: Denoiser(config), tensors)
+        denoiser = Denoiser(config)
         denoiser.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

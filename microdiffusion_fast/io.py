@@ -42,6 +42,7 @@ _SUFFIXES = {
     ".zarr": "zarr",
     ".npy": "npy",
 }
+MAX_NPY_HEADER = 10_000  # bytes; numpy's own limit, which it applies after reading
 _KNOWN = ".tif, .tiff, .ome.tif, .ome.tiff, .ome.zarr, .zarr or .npy"
 
 
@@ -225,8 +226,18 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def _check_npy_header(path: Path) -> None:
+    # numpy reads as many bytes as the header claims before it looks at them: up to 4 GiB.
+    with path.open("rb") as file:
+        start = file.read(12)
+    length = int.from_bytes(start[8:12] if start[6:7] >= b"\x02" else start[8:10], "little")
+    if start[:6] == b"\x93NUMPY" and length > MAX_NPY_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+
+
 def _read_npy(path: Path, max_bytes: int) -> Image:
     try:
+        _check_npy_header(path)
         # Mapping reads the header only, refuses pickled objects, and fails where the file is
         # shorter than declared.
         mapped = np.lib.format.open_memmap(path, mode="r")

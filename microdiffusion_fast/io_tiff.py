@@ -28,6 +28,7 @@ from microdiffusion_fast.io_common import (
     parse_extra,
 )
 from microdiffusion_fast.io_output import staged
+from microdiffusion_fast.io_tiff_bounds import check_directories, check_segments
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
@@ -49,6 +50,7 @@ def read_tiff(path: Path, *, max_bytes: int) -> Image:
     import tifffile
 
     try:
+        check_directories(path)
         with _warnings() as warnings, tifffile.TiffFile(path, _multifile=False) as tif:
             ome = _check_ome(tif, path)
             series = _only_series(tif, path)
@@ -59,6 +61,7 @@ def read_tiff(path: Path, *, max_bytes: int) -> Image:
             _check_complete(tif, series, stored, path)
             _refuse_warnings(warnings, path)
             check_volume_shape(shape, axes, path)
+            check_segments(tif, path)
             if shape[0] < 2:
                 raise InputError(
                     "path", "a 3D stack of at least 2 planes", f"2D: one plane in {path}"
@@ -230,6 +233,12 @@ def _check_ome(tif: TiffFile, path: Path) -> ElementTree.Element | None:
             raise InputError(
                 "path", "a single-file OME-TIFF", f"{path}, which continues in {name!r}"
             )
+    for element in _all(root, "TiffData"):
+        numbers = [int(element.get(name, "0")) for name in ("IFD", "PlaneCount", "NumPlanes")]
+        if min(numbers) < 0 or numbers[0] + max(numbers[1:]) > max(len(tif.pages), 1):
+            raise InputError(
+                "path", f"TiffData within {len(tif.pages)} pages", f"{numbers} in {path}"
+            )
     for pixels in _all(root, "Pixels"):
         planes = math.prod(int(pixels.get(f"Size{axis}", "1")) for axis in "ZCT")
         samples = max(
@@ -240,6 +249,14 @@ def _check_ome(tif: TiffFile, path: Path) -> ElementTree.Element | None:
                 "path",
                 f"{planes} planes (OME SizeZ * SizeC * SizeT)",
                 f"{len(tif.pages)} in {path}",
+            )
+        # tifffile makes a list of as many planes of the first page as the sizes ask for.
+        first, sides = tif.pages.first, [int(pixels.get(f"Size{axis}", "1")) for axis in "YX"]
+        if math.prod(sides) > first.imagelength * first.imagewidth:
+            raise InputError(
+                "path",
+                f"planes of {sides} (OME SizeY, SizeX)",
+                f"{[first.imagelength, first.imagewidth]} in {path}",
             )
     return root
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from microdiffusion_fast.io_common import (
     parse_extra,
 )
 from microdiffusion_fast.io_output import staged
+from microdiffusion_fast.io_zarr_bounds import check_chunks
 
 if TYPE_CHECKING:
     import zarr
@@ -54,6 +56,7 @@ def read_zarr(path: Path, *, max_bytes: int, allow_missing_chunks: bool) -> Imag
         _check_array(array, path, max_bytes)
         if not allow_missing_chunks:
             _refuse_missing(array, folder)
+        check_chunks(array, folder, (file for _, file in _chunks(array, folder) if file.is_file()))
         letters = _letters(array, axes, folder)
         kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]
         shape = [array.shape[i] for i in kept]
@@ -189,7 +192,9 @@ def _multiscale(
             f"{path} ({type(error).__name__}: {error}{hint})",
         ) from error
     folder = path.joinpath(*parts)
-    if any(part in ("", ".", "..") for part in parts) or "\\" in relative or not folder.is_dir():
+    outside = any(part in ("", ".", "..") for part in parts) or "\\" in relative
+    # os.path says False where pathlib raises: for a name too long, for one.
+    if outside or not os.path.isdir(folder):  # noqa: PTH112
         raise InputError("path", "a NGFF dataset inside its store", f"{relative!r} in {path}")
     return folder, axes, scale
 
@@ -227,13 +232,18 @@ def _check_array(array: zarr.Array[Any], path: Path, max_bytes: int) -> None:
 
 def _refuse_missing(array: zarr.Array[Any], folder: Path) -> None:
     # Zarr returns the fill value for a file that is gone, without a word.
+    for key, file in _chunks(array, folder):
+        if not file.is_file():
+            count = sum(1 for _ in _chunks(array, folder))
+            raise InputError(
+                "path", f"all {count:,} chunks of the store", f"no chunk {key} in {folder}"
+            )
+
+
+def _chunks(array: zarr.Array[Any], folder: Path) -> Iterator[tuple[str, Path]]:
+    """The keys and files of all chunks, or of all shards."""
     stored = array.shards or array.chunks
     grid = [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
     for index in np.ndindex(*grid):
         key = array.metadata.encode_chunk_key(index)
-        if not (folder / key).is_file():
-            raise InputError(
-                "path",
-                f"all {math.prod(grid):,} chunks of the store",
-                f"no chunk {key} in {folder}",
-            )
+        yield key, folder / key

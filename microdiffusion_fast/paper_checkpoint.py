@@ -23,7 +23,7 @@ from .paper_recipe import PaperTraining, StackRecord, difference
 from .paper_unet import PaperDenoiser
 from .projections import Projections
 from .schedule import NoiseSchedule
-from .tensor_files import read_tensors, write_tensors
+from .tensor_files import check_fit, read_tensors, whole, write_tensors
 from .training_state import part
 
 FORMAT = "microdiffusion_fast.paper/1"
@@ -102,9 +102,8 @@ def save_paper(
         "loss": loss_curve(losses),
         **card,
     }
-    written = path.with_suffix(".json.partial")
-    written.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
-    written.replace(path.with_suffix(".json"))
+    with whole(path.with_suffix(".json")) as written:
+        written.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
 
 
 def loss_curve(losses: Sequence[float]) -> list[dict[str, Any]]:
@@ -136,9 +135,12 @@ def load_paper(path: str | Path, *, argument: str = "denoiser") -> PaperModel:
         card = json.loads(metadata["card"])
         training = PaperTraining.from_record(card["recipe"])
         stack = StackRecord.from_record(card["stack"])
+        weights, fit = part(tensors, "denoiser."), part(tensors, "inr.")
+        check_fit(lambda: PaperDenoiser(training.network), weights)
+        check_fit(lambda: FourierINR(stack.shape, training.inr), fit)
         denoiser, inr = PaperDenoiser(training.network), FourierINR(stack.shape, training.inr)
-        denoiser.load_state_dict(part(tensors, "denoiser."))
-        inr.load_state_dict(part(tensors, "inr."))
+        denoiser.load_state_dict(weights)
+        inr.load_state_dict(fit)
         schedule, step = NoiseSchedule(**card["schedule"]), int(card["step"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -59,6 +59,13 @@ class PaperConfig:
         for name in ("channels", "blocks", "groups", "position_features", "image_features"):
             if getattr(self, name) < 1:
                 raise InputError(name, "at least 1", getattr(self, name))
+        # A checkpoint says itself how large its network is, and is not always to be believed.
+        most = {"blocks": 64, "position_levels": 64, "position_features": 4096, "groups": 4096}
+        for name, bound in {**most, "channels": 4096, "image_features": 4096}.items():
+            if getattr(self, name) > bound:
+                raise InputError(name, f"at most {bound}", getattr(self, name))
+        if len(self.multipliers) > 16 or max(self.multipliers, default=1) > 64:
+            raise InputError("multipliers", "at most 16, each at most 64", self.multipliers)
         if self.position_levels < 0:
             raise InputError("position_levels", "at least 0", self.position_levels)
         if self.channels % 2:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 
@@ -14,14 +17,49 @@ _CHECKSUM = "sha256"  # safetensors itself has none: a flipped bit would be a we
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one safetensors file, whole or not at all, with a checksum of its tensors."""
+    """Write one safetensors file, whole or not at all, with a checksum of its tensors.
+
+    When it returns the file is on the disk, not only in the system's cache.
+
+    Raises:
+        OSError: where the place cannot be written or is full; the file that was there stays.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(path.name + ".partial")
     kept = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(kept, part, {**metadata, _CHECKSUM: digest(kept)})
-    part.chmod(0o644)  # safetensors writes for the owner alone
-    part.replace(path)
+    with whole(path) as part:
+        try:
+            save_file(kept, part, {**metadata, _CHECKSUM: digest(kept)})
+        except SafetensorError as error:  # its I/O errors say no more than a text
+            raise OSError(f"{path}: {error}") from error
+        part.chmod(0o644)  # safetensors writes for the owner alone
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place when the block ends well.
+
+    The order that survives a loss of power: the content to the disk, the new name, the folder that
+    holds the name. After a failure nothing of the new file is left.
+    """
+    part = path.with_name(path.name + ".partial")
+    try:
+        yield part
+        flush(part)
+        part.replace(path)
+        flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def read_tensors(
@@ -44,6 +82,23 @@ def read_tensors(
     if metadata.pop(_CHECKSUM, None) not in (None, digest(tensors)):  # older files have none
         raise InputError(argument, expected, f"{path}: damaged, its checksum does not fit")
     return tensors, metadata
+
+
+def check_fit(build: Callable[[], nn.Module], tensors: dict[str, Tensor]) -> None:
+    """Make sure that a network has the shapes of these tensors, before it is given any memory.
+
+    A checkpoint says itself how large its network is: one that says petabytes is not believed.
+
+    Raises:
+        ValueError: saying the first difference.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+    for name in sorted({*shapes, *tensors}):
+        one = shapes.get(name)
+        other = tuple(tensors[name].shape) if name in tensors else None
+        if one != other:
+            raise ValueError(f"{name} is {other or 'absent'}, not {one or 'asked for'}")
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "failure.h"
+
 namespace mdf::MDF_ISA {
 namespace {
 
@@ -108,19 +110,24 @@ template <class Block>
 void each_block(int64_t count, int64_t columns, int threads, const Block &block) {
     const int64_t width = std::min({kBlock, columns, std::max<int64_t>(kSolve / count, 16)});
     const int64_t items = ceil_divide(columns, width);
+    Failure failure;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(std::max(threads, 1)) if (items > 1)
 #else
     (void)threads;
 #endif
     {
-        std::vector<double> z(count * width);
+        std::vector<double> z;
+        failure.run([&] { z.resize(count * width); });
 #ifdef _OPENMP
 #pragma omp for schedule(static)
 #endif
         for (int64_t item = 0; item < items; ++item)
-            block(item * width, std::min(width, columns - item * width), z.data());
+            failure.run([&] {
+                block(item * width, std::min(width, columns - item * width), z.data());
+            });
     }
+    failure.raise();
 }
 
 template <class T>

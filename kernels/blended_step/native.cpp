@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "counter_noise/normals.h"
+#include "failure.h"
 
 namespace mdf::MDF_ISA {
 namespace {
@@ -173,19 +175,24 @@ void blended_step(const Step &step, int threads) {
     const int64_t slices = static_cast<int64_t>(windows.weights.size());
     const int64_t columns =
         std::clamp(kCached / std::max<int64_t>(slices, 1) / kLong * kLong, kLong, kColumns);
+    Failure failure;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(std::max(threads, 1)) if (threads > 1)
 #else
     (void)threads;
 #endif
     {
-        Scratch scratch(std::max<int64_t>(slices, 1), columns);
+        std::optional<Scratch> scratch;
+        failure.run([&] { scratch.emplace(std::max<int64_t>(slices, 1), columns); });
 #ifdef _OPENMP
 #pragma omp for collapse(2) schedule(static) nowait
 #endif
         for (int64_t window = 0; window < windows.count; ++window)
             for (int64_t column = 0; column < plane; column += columns)
-                advance_window(step, window, column, std::min(columns, plane - column), scratch);
+                failure.run([&] {
+                    advance_window(step, window, column, std::min(columns, plane - column),
+                                   *scratch);
+                });
 
         // Slices that no window covers: before, between and after the windows.
         for (int64_t gap = 0; gap <= windows.count; ++gap) {
@@ -197,11 +204,14 @@ void blended_step(const Step &step, int threads) {
 #endif
             for (int64_t at = first * plane; at < end; at += kShort) {
                 const int64_t n = std::min(kShort, end - at);
-                predict(step, at, n, scratch.x0, scratch);
-                advance(step, at, n, scratch.x0, scratch);
+                failure.run([&] {
+                    predict(step, at, n, scratch->x0, *scratch);
+                    advance(step, at, n, scratch->x0, *scratch);
+                });
             }
         }
     }
+    failure.raise();
 }
 
 }  // namespace mdf::MDF_ISA

@@ -5,7 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <type_traits>
+
+#include "failure.h"
 
 namespace mdf::MDF_ISA {
 

@@ -248,9 +248,11 @@ void hash_grid(float *out, const HashGrid &grid, const float *table,
         const std::vector<Item> slabs = plan.slabs(kSlab, kDepth);
         const std::unique_ptr<float[]> by_level(
             new float[slabs[0].rows() * grid.extent[2] * plan.stride]);
+        Failure failure;
 #pragma omp parallel num_threads(threads)
         {
-            Scratch scratch(plan, F);
+            std::optional<Scratch> scratch;
+            failure.run([&] { scratch.emplace(plan, F); });
             for (const Item &slab : slabs) {
                 const int64_t bands = (slab.y1 - slab.y0 - 1) / kBand + 1;
                 const int64_t width = grid.extent[2], voxels = slab.rows() * width;
@@ -259,8 +261,10 @@ void hash_grid(float *out, const HashGrid &grid, const float *table,
                 for (int64_t i = 0; i < n_levels * bands; ++i) {
                     const int64_t l = i / bands, y = slab.y0 + i % bands * kBand;
                     const Item band{slab.k0, slab.k1, y, std::min(slab.y1, y + kBand)};
-                    encode_band<F>(by_level.get() + l * voxels * F, plan, slab, band, l,
-                                   table + levels[l].offset * F, scratch);
+                    failure.run([&] {
+                        encode_band<F>(by_level.get() + l * voxels * F, plan, slab, band, l,
+                                       table + levels[l].offset * F, *scratch);
+                    });
                 }
 #pragma omp for schedule(static)
                 for (int64_t row = 0; row < slab.rows(); ++row) {
@@ -270,6 +274,7 @@ void hash_grid(float *out, const HashGrid &grid, const float *table,
                 }
             }
         }
+        failure.raise();
     });
 }
 
@@ -292,21 +297,28 @@ void hash_grid_backward(float *grad_table, const float *grad, const HashGrid &gr
                     floats += parts.back().back().rows() * lattice.x.size() * F;
                 }
             }
+            Failure failure;
 #pragma omp parallel num_threads(threads)
             {
-                Scratch scratch(plan, F);
+                std::optional<Scratch> scratch;
+                failure.run([&] { scratch.emplace(plan, F); });
 #pragma omp for schedule(dynamic)
                 for (int64_t i = first; i < last; ++i)
                     for (int64_t l = 0; l < n_levels; ++l)
-                        back_item<F>(parts[i - first][l], grad, plan, items[i], l, scratch);
+                        failure.run([&] {
+                            back_item<F>(parts[i - first][l], grad, plan, items[i], l, *scratch);
+                        });
                 // A level belongs to one thread, which adds the items in order: the same bits for
                 // any number of threads. The finest levels, which have most to add, come first.
 #pragma omp for schedule(dynamic)
                 for (int64_t l = n_levels - 1; l >= 0; --l)
                     for (int64_t i = first; i < last; ++i)
-                        scatter_part<F>(grad_table + levels[l].offset * F, parts[i - first][l],
-                                        plan.lattices[l], scratch);
+                        failure.run([&] {
+                            scatter_part<F>(grad_table + levels[l].offset * F, parts[i - first][l],
+                                            plan.lattices[l], *scratch);
+                        });
             }
+            failure.raise();
         }
     });
 }

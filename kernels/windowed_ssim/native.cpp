@@ -16,6 +16,8 @@
 #include <limits>
 #include <memory>
 
+#include "failure.h"
+
 namespace mdf::MDF_ISA {
 namespace {
 
@@ -210,6 +212,7 @@ void windowed_ssim(double *sums, const SsimVolume &x, const SsimVolume &y, const
     const int64_t pieces = blocks.pieces();
     const std::unique_ptr<double[]> partial(new double[output[0] * pieces]);
     const auto march = o.gaussian ? march_gaussian : march_uniform;
+    Failure failure;
     const int size = o.gaussian ? kGaussianScratch : kUniformScratch;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(std::max(threads, 1)) if (threads > 1)
@@ -217,7 +220,8 @@ void windowed_ssim(double *sums, const SsimVolume &x, const SsimVolume &y, const
     (void)threads;
 #endif
     {
-        const std::unique_ptr<double[]> memory(new double[size + 8]());
+        std::unique_ptr<double[]> memory;
+        failure.run([&] { memory.reset(new double[size + 8]()); });
         // On a cache line: vectors that straddle two cost twice.
         double *scratch = memory.get();
         while (reinterpret_cast<uintptr_t>(scratch) % 64 != 0) ++scratch;
@@ -233,9 +237,12 @@ void windowed_ssim(double *sums, const SsimVolume &x, const SsimVolume &y, const
             for (int a = 0; a < 3; ++a)
                 extent[a] = static_cast<int>(std::min(blocks.size[a], output[a] - at[a]));
             const Block block = {at[0], at[1], at[2], extent[0], extent[1], extent[2]};
-            march(problem, block, scratch, partial.get() + at[0] * pieces + piece, pieces);
+            failure.run([&] {
+                march(problem, block, scratch, partial.get() + at[0] * pieces + piece, pieces);
+            });
         }
     }
+    failure.raise();
     for (int64_t z = 0; z < output[0]; ++z) {
         sums[z] = 0.0;
         for (int64_t piece = 0; piece < pieces; ++piece) sums[z] += partial[z * pieces + piece];
