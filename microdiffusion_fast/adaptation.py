@@ -36,7 +36,7 @@ from .forward_model import AxialProjection
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
-from .training_step import fast_bfloat16, training_loss
+from .training_step import clip_gradients, fast_bfloat16, training_loss
 
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
@@ -125,15 +125,14 @@ def self_train(
             )
             count = max(1, options.windows // (2 if coarse else 1))
             batch = draw_batch(sources, acquisition, rng, count=count, size=size)
-            error, reference = training_loss(
+            losses = training_loss(
                 denoiser, batch, acquisition, schedule, generator, pure_noise=0.7, mixed=mixed
             )
-            loss = error / (reference.detach() + 1e-5)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            losses.total.backward()
+            clip_gradients(denoiser)
             optimiser.step()
-            bar.advance(1, note=f"error {float(loss.detach()):.2f} of interpolation")
+            bar.advance(1, note=f"{losses.gain:+.2f} dB over interpolation")
     return denoiser.eval()
 
 
