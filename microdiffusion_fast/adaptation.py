@@ -82,12 +82,14 @@ class Adaptation:
             by the trust that the evidence states.
         axial_blur: what to tell it, in slices.
         accepted: whether the adapted weights are used.
+        deviation: factor of the standard deviation that the network states.
         evidence: relative squared errors of the check, 1 being linear interpolation.
     """
 
     denoiser: Denoiser
     axial_blur: float
     accepted: bool
+    deviation: float = 1.0
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
@@ -213,7 +215,7 @@ def adapt(
     sources = lateral_sources(volume, voxel_size)
     obstacle = _obstacle(sources, operator)
     if obstacle:
-        return Adaptation(denoiser, blur, False, {"skipped": obstacle})
+        return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)
 
     candidates = {"as shipped": denoiser}
@@ -258,4 +260,4 @@ def adapt(
         evidence["fallback"] = "interpolation"
     if trust < 1:
         network = trusted(network, trust)
-    return Adaptation(network, blur, winner == "adapted" and trust > 0, evidence)
+    return Adaptation(network, blur, winner == "adapted" and trust > 0, evidence=evidence)
