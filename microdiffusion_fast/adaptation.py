@@ -36,7 +36,7 @@ from .forward_model import AxialProjection
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
-from .training_step import fast_bfloat16, training_loss
+from .training_step import clip_gradients, fast_bfloat16, training_loss
 
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
@@ -82,12 +82,14 @@ class Adaptation:
             by the trust that the evidence states.
         axial_blur: what to tell it, in slices.
         accepted: whether the adapted weights are used.
+        deviation: factor of the standard deviation that the network states.
         evidence: relative squared errors of the check, 1 being linear interpolation.
     """
 
     denoiser: Denoiser
     axial_blur: float
     accepted: bool
+    deviation: float = 1.0
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,15 +127,14 @@ def self_train(
             )
             count = max(1, options.windows // (2 if coarse else 1))
             batch = draw_batch(sources, acquisition, rng, count=count, size=size)
-            error, reference = training_loss(
+            losses = training_loss(
                 denoiser, batch, acquisition, schedule, generator, pure_noise=0.7, mixed=mixed
             )
-            loss = error / (reference.detach() + 1e-5)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            losses.total.backward()
+            clip_gradients(denoiser)
             optimiser.step()
-            bar.advance(1, note=f"error {float(loss.detach()):.2f} of interpolation")
+            bar.advance(1, note=f"{losses.gain:+.2f} dB over interpolation")
     return denoiser.eval()
 
 
@@ -214,7 +215,7 @@ def adapt(
     sources = lateral_sources(volume, voxel_size)
     obstacle = _obstacle(sources, operator)
     if obstacle:
-        return Adaptation(denoiser, blur, False, {"skipped": obstacle})
+        return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)
 
     candidates = {"as shipped": denoiser}
@@ -259,4 +260,4 @@ def adapt(
         evidence["fallback"] = "interpolation"
     if trust < 1:
         network = trusted(network, trust)
-    return Adaptation(network, blur, winner == "adapted" and trust > 0, evidence)
+    return Adaptation(network, blur, winner == "adapted" and trust > 0, evidence=evidence)

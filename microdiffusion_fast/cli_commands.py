@@ -46,7 +46,7 @@ def demo(
     tol: option.Tol = 1e-6,
     gamma: option.Gamma = None,
     gamma_schedule: option.GammaSchedule = "constant",
-    samples: option.DemoSamples = None,
+    samples: option.Samples = 1,
     adapt: option.Adapt = None,
     adapt_steps: option.AdaptSteps = None,
     axial_blur: option.AxialBlur = None,
@@ -59,11 +59,10 @@ def demo(
 ) -> None:
     """Simulate projections of VOLUME (or of a phantom), reconstruct, evaluate and draw."""
     from microdiffusion_fast import cli_support as support
-    from microdiffusion_fast.demo import SAMPLES, run_demo
+    from microdiffusion_fast.demo import run_demo
     from microdiffusion_fast.info import device_line
     from microdiffusion_fast.progress import format_seconds
 
-    samples = SAMPLES if samples is None else samples
     result = run_demo(
         output,
         volume=volume,
@@ -205,6 +204,7 @@ def reconstruct(
     gamma_schedule: option.GammaSchedule = "constant",
     guidance: option.Guidance = None,
     variance_mix: option.VarianceMix = None,
+    estimate: option.Estimate = "mean",
     samples: option.Samples = 1,
     consistency: option.Consistency = None,
     adapt: option.Adapt = None,
@@ -292,7 +292,8 @@ def reconstruct(
     )
     outputs = [(output, support.OUTPUT)]
     if uncertainty is not None:
-        if samples < 2:
+        drawn = preset == "paper" or estimate == "sample" or length is not None
+        if drawn and samples < 2:
             raise InputError("--uncertainty", "--samples of at least 2 with it", samples)
         if uncertainty.absolute() == output.absolute():
             raise InputError("--uncertainty", "another file than -o", str(uncertainty))
@@ -331,6 +332,7 @@ def reconstruct(
         gamma_schedule=gamma_schedule,
         guidance=guidance,
         variance_mix=variance_mix,
+        estimate=estimate,
         samples=samples,
         consistency=consistency,
         adapt=adapt,
@@ -382,6 +384,7 @@ def reconstruct(
         "--gamma-schedule": gamma_schedule,
         "--guidance": guidance,
         "--variance-mix": variance_mix,
+        "--estimate": "sample" if estimate == "sample" else None,
         "--samples": samples if samples > 1 else None,
         "--consistency": consistency,
         "--no-adapt": adapt is False,

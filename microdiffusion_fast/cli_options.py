@@ -106,14 +106,16 @@ Probe = Annotated[
 Samples = Annotated[
     int,
     typer.Option(
-        min=1, help="Samples to draw; from 2, their spread is saved.", rich_help_panel=_MODEL
+        min=1,
+        help="Samples to draw with --steps or --estimate sample; from 2, their spread is the "
+        "uncertainty. The posterior mean states its own.",
+        rich_help_panel=_MODEL,
     ),
 ]
-DemoSamples = Annotated[
-    int | None,
+Estimate = Annotated[
+    Literal["mean", "sample"],
     typer.Option(
-        min=1,
-        help="Samples to draw for the uncertainty; 1 is quicker and shows none.",
+        help="The volume of least squared error, or one draw that looks real.",
         rich_help_panel=_MODEL,
     ),
 ]

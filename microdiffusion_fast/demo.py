@@ -31,8 +31,6 @@ from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_v
 
 Volume = NDArray[np.float32]
 
-# Two samples are too few to measure a spread, and enough to show where there is one.
-SAMPLES = 2
 # Training draws from seeds below 1e8 and validation from those after 9e8: this is of neither.
 PHANTOM_SEED = 7_031_405_119
 PHANTOM_SHAPE = (96, 128, 128)
@@ -71,7 +69,7 @@ def run_demo(
     tol: float = TOL,
     gamma: float | Sequence[float] | None = None,
     gamma_schedule: GammaSchedule = "constant",
-    samples: int = SAMPLES,
+    samples: int = 1,
     adapt: bool | None = None,
     adapt_steps: int | None = None,
     axial_blur: float | None = None,

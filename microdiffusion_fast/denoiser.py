@@ -38,6 +38,7 @@ class DenoiserConfig:
     """
 
     encoder_widths: tuple[int, int, int] = (64, 96, 128)
+    quarter_blocks: int = 2
     head_width: int = 48
     head_blocks: int = 3
     embedding: int = 64
@@ -142,7 +143,7 @@ class SlabEncoder(nn.Module):
         self.down1 = nn.Conv2d(c0, c1, 2, stride=2)
         self.half_down = nn.ModuleList([Block(c1, e), Block(c1, e)])
         self.down2 = nn.Conv2d(c1, c2, 2, stride=2)
-        self.quarter = nn.ModuleList([Block(c2, e), Block(c2, e)])
+        self.quarter = nn.ModuleList([Block(c2, e) for _ in range(config.quarter_blocks)])
         self.up2 = nn.ConvTranspose2d(c2, c1, 2, stride=2)
         self.half_up = Block(c1, e)
         self.up1 = nn.ConvTranspose2d(c1, c0, 2, stride=2)
@@ -175,19 +176,23 @@ class SliceHead(nn.Module):
         self.blocks = nn.ModuleList([Block(width, e) for _ in range(config.head_blocks)])
         self.norm = PixelNorm(width)
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(_bias(self.conv_out))
+        self.conv_spread = nn.Conv2d(width, 1, 3, padding=1)
+        for layer, start in ((self.conv_out, 0.0), (self.conv_spread, -3.0)):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(_bias(layer), start)
 
     def forward(
         self, features: Tensor, state: Tensor, prior: Tensor, base: Tensor, values: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         embedding = self.embed(values)
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.features(features), 1 + scale)
         h = h + self.slices(torch.cat([state, prior, base], dim=1))
         for block in self.blocks:
             h = block(h, embedding)
-        return base + self.conv_out(F.silu(self.norm(h)))
+        h = F.silu(self.norm(h))
+        # detached: how sure it is must not move what it says
+        return base + self.conv_out(h), self.conv_spread(h.detach()).float().clamp(-9, 2)
 
 
 class Denoiser(nn.Module):
@@ -232,8 +237,9 @@ class Denoiser(nn.Module):
         position: Tensor,
         geometry: Geometry,
         level: Tensor,
-    ) -> Tensor:
-        """Clean slices [N, Y, X], the posterior mean given the blended state.
+    ) -> tuple[Tensor, Tensor]:
+        """Clean slices [N, Y, X], the posterior mean given the blended state, and its doubt: the
+        logarithm of the standard deviation of their error once the volume is consistent.
 
         Args:
             features: [N, C, Y, X] of the window nearest to each slice.
@@ -244,12 +250,29 @@ class Denoiser(nn.Module):
             geometry: the acquisition.
             level: [N, 3] signal, noise and gamma of the blended state, which is
                 `(1 - gamma) * (signal * x0 + noise * eps) + gamma * prior`.
+
+        Source: Kendall and Gal 2017 for the learnt standard deviation.
         """
         fixed = constant(_geometry_features(geometry), position.dtype, position.device)
         fixed = fixed.expand(len(position), -1)
         place = torch.stack([position / geometry.stride, position / 8], dim=1)
         values = torch.cat([place, fixed, level], dim=1)
-        return self.head(_channels_last(features), state, prior, base[:, None], values)[:, 0]
+        mean, spread = self.head(_channels_last(features), state, prior, base[:, None], values)
+        return mean[:, 0], spread[:, 0]
+
+
+def grown(denoiser: Denoiser, config: DenoiserConfig) -> Denoiser:
+    """The same function as a network of more blocks, where training can go on.
+
+    Raises:
+        InputError: `config` has fewer blocks or other widths.
+    """
+    larger = Denoiser(config)  # its new blocks begin as the identity
+    own, taken = larger.state_dict(), denoiser.state_dict()
+    if any(name not in own or own[name].shape != taken[name].shape for name in taken):
+        raise InputError("start_from", f"a network that {config} extends", denoiser.config)
+    larger.load_state_dict(own | taken)
+    return larger
 
 
 def _channels_last(x: Tensor) -> Tensor:

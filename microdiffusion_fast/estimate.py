@@ -1,4 +1,4 @@
-"""From a bound denoiser to a volume: the posterior mean, and the samples around it."""
+"""From a bound denoiser to a volume: one chain, or the mean of several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Estimate:
     """A volume and what is known of it.
 
     Attributes:
-        volume: [Z, Y, X], in network units.
+        volume: [Z, Y, X], in network units: the mean of the chains, or the first of them.
         deviation: [Z, Y, X] standard deviation of the chains, from two on.
         probe: of an exact chain, if one was made.
     """
@@ -40,8 +40,8 @@ def estimate(
     plan: SamplingPlan,
     *,
     chains: int,
+    averaged: bool = True,
     tol: float | None = None,
-    mean_plan: SamplingPlan | None = None,
     operator: AxialProjection,
     projections: Tensor,
     seed: int,
@@ -49,15 +49,15 @@ def estimate(
     progress: bool,
     callback: ProgressCallback | None,
 ) -> Estimate:
-    """The mean of some chains, or beside them the posterior mean.
+    """The mean of some chains, or the first of them.
 
     Args:
         denoise, prior, operator, projections, seed: as in `sampler.sample`.
         plan: of the chains.
         chains: how many.
+        averaged: the volume is their mean, not the first.
         tol: take of the plan the last steps that equal it to this share of the intensity range,
             and prove it with a probe, whose first chain is the first of the chains.
-        mean_plan: of the one chain whose end is the volume; None takes the mean of the chains.
         cuda_graph: as in `run_chains`.
         progress, callback: as in `Progress`.
 
@@ -98,14 +98,14 @@ def estimate(
                 callback=count,
             )
         plan, drawn = probe.plan, [probe.volume]
-    total = (chains - len(drawn)) * len(plan) + (len(mean_plan) if mean_plan else 0)
+    total = (chains - len(drawn)) * len(plan)
     with Progress("sample", total, enabled=progress, callback=callback) as bar:
         others = many(plan=plan, first=len(drawn), count=chains, advance=bar.advance)
-        volume, deviation = mean_and_deviation(itertools.chain(drawn, others))
-        if mean_plan is not None:
-            volume, _ = mean_and_deviation(many(plan=mean_plan, count=1, advance=bar.advance))
-    assert volume is not None
-    return Estimate(volume, deviation, probe)
+        volumes = itertools.chain(drawn, others)
+        first = next(volumes).clone()  # the chains that follow reuse its memory
+        mean, deviation = mean_and_deviation(itertools.chain([first], volumes))
+    assert mean is not None
+    return Estimate(mean if averaged else first, deviation, probe)
 
 
 def run_chains(

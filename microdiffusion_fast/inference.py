@@ -27,7 +27,13 @@ class StackDenoiser:
 
     The prior that the network is *shown* is linear interpolation, which it was trained with; the
     INR acts through the blended state. Showing it the INR cost 0.6 dB (docs/defaults.md).
+
+    Attributes:
+        deviation: [Z, Y, X] the standard deviation that the network states for its last
+            conditional prediction, in network units; None before the first.
     """
+
+    deviation: Tensor | None = None
 
     def __init__(
         self,
@@ -64,22 +70,24 @@ class StackDenoiser:
 
     def __call__(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor | tuple[Tensor, Tensor]:
         """Posterior mean [Z, Y, X] given the blended state, in network units; a pair if guided."""
-        conditional = self._denoise(x, level, self.features)
+        conditional, self.deviation = self._denoise(x, level, self.features)
         if not self.guided:
             return conditional
         none = torch.zeros_like(self.features[1][:1])
-        return conditional, self._denoise(x, level, dict.fromkeys(self.features, none))
+        return conditional, self._denoise(x, level, dict.fromkeys(self.features, none))[0]
 
     @torch.no_grad()
-    def _denoise(self, x: Tensor, level: NoiseLevel, features: dict[int, Tensor]) -> Tensor:
+    def _denoise(
+        self, x: Tensor, level: NoiseLevel, features: dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         depth = len(x)
-        clean = torch.zeros_like(x)
+        clean, deviation = torch.zeros_like(x), torch.zeros_like(x)
         for index in torch.arange(depth, device=x.device).split(self.batch):
             for direction, encoded in features.items():
                 near = [(index + d * direction).clamp(0, depth - 1) for d in (-1, 0, 1)]
                 slices = torch.stack(near, dim=1)
                 window = self.window[index].clamp(max=len(encoded) - 1)
-                clean[index] += self.denoiser.denoise(
+                mean, doubt = self.denoiser.denoise(
                     encoded[window],
                     x[slices],
                     self.base[slices],
@@ -88,7 +96,10 @@ class StackDenoiser:
                     self.geometry,
                     constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
                 )
-        return clean[self.repeat] / len(features)
+                clean[index] += mean
+                deviation[index] += doubt.exp()
+        # two directions err alike: their deviations are averaged as if they were one
+        return clean[self.repeat] / len(features), deviation[self.repeat] / len(features)
 
 
 def directions(operator: AxialProjection) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class Request:
     gamma_schedule: GammaSchedule
     guidance: float | None
     variance_mix: float | None
+    estimate: Literal["mean", "sample"]
     samples: int
     consistency: Consistency | None
     adapt: bool | None
@@ -75,7 +76,8 @@ class Prepared:
         plan: of the chains.
         chain: its last steps that equal it, for an exact chain; else the plan itself.
         chains: how many are asked for.
-        mean_plan: of the one chain that ends in the posterior mean, if the volume is that.
+        stated: gives, after the chain, the standard deviation [Z, Y, X] that the network states
+            for it, in network units; None where only several chains can tell.
         parameters: the options that presets resolve differently, as resolved.
         adaptation: as `Reconstruction` has it.
     """
@@ -86,7 +88,7 @@ class Prepared:
     plan: SamplingPlan
     chain: SamplingPlan
     chains: int
-    mean_plan: SamplingPlan | None = None
+    stated: Callable[[], Tensor] | None = None
     parameters: dict[str, Any]
     adaptation: dict[str, Any] = field(default_factory=dict)
 

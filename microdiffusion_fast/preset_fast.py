@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from .adaptation import AdaptOptions, adapt
 from .denoiser import load_denoiser
 from .errors import InputError
@@ -65,12 +67,17 @@ def prepare_fast(asked: Request) -> Prepared:
             spacing="snr" if sampler == "dpm++" and steps != "exact" else "time",
         )
 
-    mean_plan = plan_of(MEAN_STEPS) if steps is None else None
+    posterior_mean = steps is None and asked.estimate == "mean"
+    if posterior_mean and asked.samples > 1:
+        expected = "1: the posterior mean states its own; steps or estimate='sample' draw samples"
+        raise InputError("samples", expected, asked.samples)
+    if steps is None and not posterior_mean:
+        steps = SAMPLE_STEPS
     if steps == "exact":
         plan = plan_of(NoiseSchedule().steps)
         chain = exact_plan(plan, asked.tol)
     else:
-        plan = chain = plan_of(SAMPLE_STEPS if steps is None else steps)
+        plan = chain = plan_of(MEAN_STEPS if steps is None else steps)
     network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
     images = images.to(asked.device)
 
@@ -110,14 +117,18 @@ def prepare_fast(asked: Request) -> Prepared:
             both_ways=True,
         )
 
+    def stated() -> Tensor:
+        assert denoise.deviation is not None
+        return denoise.deviation * adapted.deviation
+
     return Prepared(
         denoise=denoise,
         prior=rendered,
         images=images,
         plan=plan,
         chain=chain,
-        mean_plan=mean_plan,
-        chains=asked.samples if asked.samples > 1 or mean_plan is None else 0,
+        chains=asked.samples,
+        stated=stated if posterior_mean else None,
         parameters={
             "steps": steps,
             "sampler": sampler,

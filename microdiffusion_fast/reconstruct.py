@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .device import resolve_device
 from .errors import InputError
-from .estimate import estimate
+from .estimate import estimate as run_estimate
 from .exact import TOL, Probe, remembered
 from .inference import from_network, to_network
 from .preset import Request, noise_to_signal
@@ -35,7 +35,8 @@ class Reconstruction:
     Attributes:
         volume: [Z, Y, X] float32, in the intensity units of the projections.
         prior: [Z, Y, X] the INR rendered on the voxel grid, likewise.
-        uncertainty: [Z, Y, X] standard deviation of the samples, likewise; None for one sample.
+        uncertainty: [Z, Y, X] standard deviation, likewise: of its error as the network states it
+            for the posterior mean, of the samples where several were drawn; else None.
         projections: the validated input.
         timings: seconds of each stage and in total.
         parameters: every option as resolved.
@@ -85,6 +86,7 @@ def reconstruct(
     gamma_schedule: GammaSchedule = "constant",
     guidance: float | None = None,
     variance_mix: float | None = None,
+    estimate: Literal["mean", "sample"] = "mean",
     samples: int = 1,
     consistency: Literal["hard", "soft", "off"] | None = None,
     adapt: bool | None = None,
@@ -138,8 +140,11 @@ def reconstruct(
             "cosine", "late-release"; see `schedule_gamma.gamma_schedule`.
         guidance: classifier-free guidance strength w; 0 needs no second network call.
         variance_mix: v of DDPM's learned-variance mix.
-        samples: chains to draw; 2 or more give the uncertainty. The volume is their mean; where it
-            is the posterior mean instead (above), the chains take 4 steps.
+        estimate: "mean" is the volume of least squared error: the posterior mean, or with `steps`
+            the mean of the samples. "sample" is one draw of the posterior, of 4 steps unless given:
+            it looks real, and is further from the truth on average.
+        samples: chains to draw; from 2 on their standard deviation is the uncertainty. The
+            posterior mean needs 1: it states its own.
         consistency: "hard" makes the projections of the result equal the input to rounding.
         adapt: for "fast": check the weights on this stack, follow them as far as the check allows,
             and train them on the stack itself where that is not far. False checks only.
@@ -171,6 +176,8 @@ def reconstruct(
     prepare = {"fast": prepare_fast, "paper": prepare_paper}.get(preset)
     if prepare is None:
         raise InputError("preset", "'fast' or 'paper'", repr(preset))
+    if estimate not in ("mean", "sample"):
+        raise InputError("estimate", "'mean' or 'sample'", repr(estimate))
     for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(name, f"an integer of at least {least}", value)
@@ -194,6 +201,7 @@ def reconstruct(
         gamma_schedule=gamma_schedule,
         guidance=guidance,
         variance_mix=variance_mix,
+        estimate=estimate,
         samples=samples,
         consistency=consistency,
         adapt=adapt,
@@ -213,13 +221,13 @@ def reconstruct(
     ready = prepare(asked)
     exact = ready.parameters["steps"] == "exact"
     with asked.timed("sampling"):
-        found = estimate(
+        found = run_estimate(
             ready.denoise,
             to_network(ready.prior),
             ready.plan if probe else ready.chain,
             chains=ready.chains,
+            averaged=estimate == "mean",
             tol=tol if exact and probe else None,
-            mean_plan=ready.mean_plan,
             operator=stack.operator,
             projections=to_network(ready.images),
             seed=seed,
@@ -227,12 +235,13 @@ def reconstruct(
             progress=progress,
             callback=callback,
         )
+    deviation = ready.stated() if ready.stated else found.deviation
     low, high = ready.parameters["intensity_range"]
     scale = high - low
     return Reconstruction(
         volume=_numpy(from_network(found.volume) * scale + low),
         prior=_numpy(ready.prior * scale + low),
-        uncertainty=_numpy(found.deviation / 2 * scale) if found.deviation is not None else None,
+        uncertainty=None if deviation is None else _numpy(deviation / 2 * scale),
         projections=stack,
         timings={**asked.timings, "total": time.perf_counter() - begun},
         parameters={
@@ -242,7 +251,7 @@ def reconstruct(
             "depth": stack.depth,
             "weights": stack.weights,
             "preset": preset,
-            "estimate": "posterior mean" if ready.mean_plan else "mean of samples",
+            "estimate": "posterior mean" if ready.stated else estimate,
             "chains": ready.chains,
             "exact": _exactness(ready.plan, ready.chain, tol, found.probe) if exact else None,
             "gamma_schedule": gamma_schedule,

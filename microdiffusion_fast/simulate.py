@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.simulation.cells import Cells
 from microdiffusion_fast.simulation.fields import gaussian_blur
 from microdiffusion_fast.simulation.neurites import Neurites
 from microdiffusion_fast.simulation.nuclei import Nuclei
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "Cells",
     "Neurites",
     "Noise",
     "Nuclei",
@@ -38,12 +40,13 @@ __all__ = [
     "simulate_volume",
 ]
 
-KINDS = ("vessels", "neurites", "nuclei", "textures", "mixed")
-Morphology = Vessels | Neurites | Nuclei | Textures
+KINDS = ("vessels", "neurites", "nuclei", "cells", "textures", "mixed")
+Morphology = Vessels | Neurites | Nuclei | Cells | Textures
 _CLASSES: dict[str, type[Morphology]] = {
     "vessels": Vessels,
     "neurites": Neurites,
     "nuclei": Nuclei,
+    "cells": Cells,
     "textures": Textures,
 }
 
@@ -118,9 +121,9 @@ def random_volume(
     drawn = rng.random()
     names = list(_CLASSES)
     if drawn < 0.86:
-        chosen = [names[int(rng.choice(4, p=[0.34, 0.33, 0.25, 0.08]))]]
+        chosen = [names[int(rng.choice(5, p=[0.27, 0.27, 0.2, 0.16, 0.1]))]]
     else:
-        chosen = [names[i] for i in rng.permutation(4)[: int(rng.integers(2, 4))]]
+        chosen = [names[i] for i in rng.permutation(5)[: int(rng.integers(2, 4))]]
     for name in chosen:
         looks.append(replace(_CLASSES[name].random(rng), aspect=aspect))
     specimen = _superpose(looks, size, rng)

@@ -136,7 +136,7 @@ class TileDenoiser:
         near = [(index + d * direction).clamp(0, last) for d in (-1, 0, 1)]
         slices = torch.stack(near, dim=1)
         base = self.interpolate(around)[slices - around.start]
-        return self.denoiser.denoise(
+        mean, _ = self.denoiser.denoise(
             features.expand(len(index), -1, -1, -1),
             x[slices - top],
             base,
@@ -145,6 +145,7 @@ class TileDenoiser:
             self.geometry,
             constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
         )
+        return mean
 
     def _features(self, window: int, direction: int) -> Tensor:
         """Features of one window, [1, C, y, x], as acquired (+1) or upside down (-1)."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .denoiser import Denoiser, load_denoiser, save_denoiser
+from .denoiser import Denoiser, DenoiserConfig, grown, load_denoiser, save_denoiser
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
@@ -18,7 +18,7 @@ from .simulate import random_volume
 from .tensor_files import write_tensors
 from .training_data import Acquisition, Source, draw_batch
 from .training_state import TrainingState, checked_output, resuming, state_path
-from .training_step import fast_bfloat16, training_loss
+from .training_step import clip_gradients, fast_bfloat16, training_loss
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
 _SLICES = 24  # slices a step predicts, about: windows times stride
@@ -38,6 +38,7 @@ class TrainingConfig:
         pure_noise: share of the windows that start from pure noise, the task of the posterior mean.
         averaging: decay of the moving average of the weights, which is what is saved.
         checkpoint: steps between checkpoints.
+        network: widths and blocks; a smaller network to start from grows into it.
     """
 
     steps: int = 5000
@@ -49,6 +50,9 @@ class TrainingConfig:
     pure_noise: float = 0.5
     averaging: float = 0.998
     checkpoint: int = 250
+    network: DenoiserConfig = field(
+        default_factory=lambda: DenoiserConfig(quarter_blocks=3, head_blocks=4)
+    )
 
     def __post_init__(self) -> None:
         limits = {"steps": 1, "volumes": 1, "side": 64, "size": 16, "checkpoint": 1}
@@ -93,9 +97,11 @@ def train(
     config = config or TrainingConfig()
     path = checked_output(output, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
-    denoiser = Denoiser()
-    if start_from is not None:
-        denoiser = load_denoiser(Path(start_from), argument="start_from").train()
+    if start_from is None:
+        denoiser = Denoiser(config.network)
+    else:
+        start = load_denoiser(Path(start_from), argument="start_from")
+        denoiser = grown(start, config.network).train()
     run = _Run(denoiser, config, path)
     if resume:
         run.resume()
@@ -131,7 +137,7 @@ def _train_step(
     drawn = [sources[int(i)] for i in rng.integers(len(sources), size=count)]
     noisy = [Source(source.volume, source.depth_axes, noise) for source in drawn]
     batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size, vary=True)
-    error, reference = training_loss(
+    losses = training_loss(
         run.denoiser,
         batch,
         acquisition,
@@ -144,14 +150,12 @@ def _train_step(
     rate = config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * run.step / config.steps))
     for group in run.optimiser.param_groups:
         group["lr"] = rate + 1e-5
-    # relative to interpolation: dim and bright structures count alike
-    loss = error / (reference.detach() + 1e-4)
     run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.denoiser.parameters(), 1.0)
+    losses.total.backward()
+    clip_gradients(run.denoiser)
     run.optimiser.step()
     run.step += 1
-    return 10 * math.log10((float(reference) + 1e-9) / (float(error.detach()) + 1e-9))
+    return losses.gain
 
 
 class _Run(TrainingState):

@@ -33,16 +33,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """One way to record a stack: geometry and axial weights [s]."""
+    """One way to record a stack: geometry, axial weights [s] and axial blur.
+
+    `stated_blur` is what the network is told where that is not the truth; None tells the truth.
+    """
 
     step_length: int
     stride: int
     weights: Tensor
     axial_blur: float = 0.0
+    stated_blur: float | None = None
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.step_length, self.stride, self.axial_blur, axial_spread(self.weights))
+        blur = self.axial_blur if self.stated_blur is None else self.stated_blur
+        return Geometry(self.step_length, self.stride, blur, axial_spread(self.weights))
 
     @classmethod
     def uniform(cls, step_length: int, stride: int | None = None, blur: float = 0.0) -> Acquisition:
@@ -56,8 +61,12 @@ class Acquisition:
         s = int(rng.choice(np.arange(2, 13), p=_STEP_SHARES))
         s *= 2 if s > 6 and rng.random() < 0.3 else 1
         stride = s if rng.random() < 0.8 else int(rng.integers(max(1, s // 2), s + 4))
-        blur = 0.0 if rng.random() < 0.35 else float(rng.uniform(0.3, 4.0))
+        blur = 0.0 if rng.random() < 0.2 else float(rng.uniform(*_BLURS[int(rng.integers(3))]))
         drawn = cls.uniform(s, stride, blur)
+        if rng.random() < 0.5:
+            # nobody knows the blur of a microscope exactly: half of the statements are beliefs
+            true = blur * math.exp(0.35 * rng.normal()) if blur else abs(0.4 * rng.normal())
+            drawn = replace(drawn, axial_blur=min(true, 5.0), stated_blur=blur)
         if rng.random() < 0.85:
             return drawn
         taps = torch.arange(s) - (s - 1) / 2
@@ -65,6 +74,7 @@ class Acquisition:
         return replace(drawn, weights=weights / weights.sum())
 
 
+_BLURS = ((0.5, 2.5), (0.5, 2.5), (0.3, 4.0))  # sigmas in slices; most stacks lie in the first
 _LOG_ZOOMS = (math.log(0.7), math.log(1.7))
 _STEP_SHARES = np.array([1, 1, 1.5, 2, 4, 2, 2, 1, 1.5, 1, 2]) / 19.0
 
@@ -236,8 +246,7 @@ def _draw(
     gain, shift = math.exp(0.25 * rng.normal()), 0.05 * rng.normal()
     windows, slices = windows * gain + shift, slices * gain + shift
     if source.noise:
-        noise = torch.from_numpy(rng.standard_normal(windows.shape, dtype=np.float32))
-        windows = windows + (gain * source.noise) * noise
+        windows = windows + (gain * source.noise) * _noise(windows, rng, vary=vary)
     if rng.random() < 0.5:
         windows, slices = windows.flip(2), slices.flip(2)
     if rng.random() < 0.5:
@@ -247,3 +256,18 @@ def _draw(
     if rng.random() < 0.5 and symmetric:
         windows, slices, positions = windows.flip(0), slices.flip(0), -positions.flip(0)
     return windows, slices, positions
+
+
+def _noise(windows: Tensor, rng: np.random.Generator, *, vary: bool) -> Tensor:
+    """White noise of about unit deviation, [K, Y, X]; if `vary`, a camera's: that of light grows
+    with the light, and a resampled or denoised image carries a smooth rest of it."""
+    noise = torch.from_numpy(rng.standard_normal(windows.shape, dtype=np.float32))
+    if not vary:
+        return noise
+    shot = float(rng.uniform())
+    noise = noise * (1 - shot + shot * 2 * windows.clamp(min=0)).sqrt()
+    if rng.random() < 0.3:
+        smooth = float(rng.uniform(0.3, 0.8))
+        noise = blur_depth(noise.movedim(2, 0), smooth).movedim(0, 2)
+        noise = blur_depth(noise.movedim(1, 0), smooth).movedim(0, 1)
+    return noise

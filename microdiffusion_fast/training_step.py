@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,10 +14,44 @@ from .schedule import NoiseSchedule
 from .training_data import Acquisition, Batch
 
 
+class Losses(NamedTuple):
+    """Means over the slices of a batch, every error one that consistency leaves.
+
+    Attributes:
+        error: squared error of what was predicted.
+        reference: squared error of linear interpolation.
+        doubt: negative log-likelihood of the errors under the stated standard deviations, which
+            alone it trains.
+    """
+
+    error: Tensor
+    reference: Tensor
+    doubt: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What to descend: dim and bright structures count alike."""
+        return self.error / (self.reference.detach() + 1e-4) + self.doubt
+
+    @property
+    def gain(self) -> float:
+        """Over linear interpolation, in dB."""
+        error, reference = float(self.error.detach()), float(self.reference)
+        return 10 * math.log10((reference + 1e-9) / (error + 1e-9))
+
+
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere float32 is faster."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public yet
     return any(getattr(torch.cpu, name, bool)() for name in tests)
+
+
+def clip_gradients(denoiser: Denoiser, norm: float = 1.0) -> None:
+    """Each part by its own norm: the doubt must not slow the prediction down."""
+    doubt = list(denoiser.head.conv_spread.parameters())
+    others = [p for p in denoiser.parameters() if all(p is not q for q in doubt)]
+    for part in (doubt, others):
+        torch.nn.utils.clip_grad_norm_(part, norm)
 
 
 def interpolate_windows(windows: Tensor, positions: Tensor, stride: int) -> Tensor:
@@ -37,8 +74,8 @@ def training_loss(
     pure_noise: float = 0.5,
     dropout: float = 0.1,
     mixed: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Squared error of the predicted slices, and that of linear interpolation, both consistent.
+) -> Losses:
+    """What a step of training needs to know of the predicted slices.
 
     The state is noised and blended with the prior as the sampler will do it. Its noise level is
     the highest for the share `pure_noise` of the windows: the chain starts there, and what is
@@ -63,7 +100,7 @@ def training_loss(
         )
         kept = (torch.rand(count, generator=generator) >= dropout).to(features.dtype)
         features = features * kept[:, None, None, None]
-        predicted = denoiser.denoise(
+        predicted, spread = denoiser.denoise(
             features.repeat_interleave(inner, 0),
             _triples(state),
             _triples(prior),
@@ -75,7 +112,9 @@ def training_loss(
     truth = slices[:, 1:-1]
     error = _project_out(predicted.float().reshape(truth.shape) - truth, batch, acquisition)
     baseline = _project_out(base - truth, batch, acquisition)
-    return error.square().mean(), baseline.square().mean()
+    spread = spread.reshape(truth.shape)
+    doubt = (spread + 0.5 * error.detach().square() * torch.exp(-2 * spread)).mean()
+    return Losses(error.square().mean(), baseline.square().mean(), doubt)
 
 
 def _disturb(prior: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,8 +145,9 @@ def _project_out(error: Tensor, batch: Batch, acquisition: Acquisition) -> Tenso
     w = weights / weights.square().sum().sqrt()
     inside = error[covered].unflatten(0, (len(error), s))
     inside = inside - w[:, None, None] * torch.einsum("s,bsyx->byx", w, inside)[:, None]
-    outside = error[~covered].unflatten(0, (len(error), error.shape[1] - s))
-    return torch.cat([outside, inside], dim=1)
+    left = error.clone()
+    left[covered] = inside.flatten(0, 1)
+    return left
 
 
 def _draw_levels(

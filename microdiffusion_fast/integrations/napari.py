@@ -81,9 +81,6 @@ class ReconstructWidget(QWidget):
         self.adapt = QCheckBox("train on this stack first")
         self.adapt.setChecked(True)
         self.adapt.setToolTip("Slower; kept only if a check along z says that it is better")
-        self.samples = QSpinBox(minimum=1, maximum=64, value=4)
-        self.samples.setToolTip("Chains whose spread is the uncertainty")
-        self.samples.setSpecialValueText("none")
         self.blur = QDoubleSpinBox(minimum=-0.1, maximum=20.0, singleStep=0.1, decimals=1)
         self.blur.setToolTip("Sigma in slices by which the volume is softer along z than across")
         self.blur.setSpecialValueText("unknown")
@@ -105,7 +102,6 @@ class ReconstructWidget(QWidget):
         form.addRow("Step length (slices)", self.step_length)
         form.addRow("", self.facts)
         form.addRow("Adaptation", self.adapt)
-        form.addRow("Samples for uncertainty", self.samples)
         form.addRow("Axial blur (slices)", self.blur)
         form.addRow("Seed", self.seed)
         buttons = QHBoxLayout()
@@ -135,7 +131,6 @@ class ReconstructWidget(QWidget):
         options = {
             "step_length": self.step_length.value(),
             "adapt": self.adapt.isChecked(),
-            "samples": self.samples.value(),
             "axial_blur": None if blur < 0 else blur,
             "seed": self.seed.value(),
         }

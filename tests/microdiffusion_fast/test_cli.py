@@ -41,7 +41,7 @@ class Quick:
     """What `reconstruct` returns, made in no time."""
 
     projections: Projections
-    samples: int
+    drawn: int  # samples; 0 is the posterior mean
     prior: np.ndarray = field(init=False)
     volume: np.ndarray = field(init=False)
     timings: dict[str, float] = field(default_factory=lambda: {"inr": 0.1, "sample": 0.2})
@@ -55,7 +55,7 @@ class Quick:
 
     @property
     def uncertainty(self) -> np.ndarray | None:
-        return np.ones_like(self.volume) if self.samples > 1 else None
+        return None if self.drawn == 1 else np.ones_like(self.volume)
 
     def save(self, path: Path, overwrite: bool = False) -> Path:
         size = self.projections.voxel_size
@@ -75,7 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         made.append(options)
         if options["callback"] is not None:
             options["callback"](ProgressEvent("fit INR", 1, 2))
-        return Quick(projections, options.get("samples", 1))
+        return Quick(projections, options["samples"] if options["steps"] else 0)
 
     module = ModuleType("microdiffusion_fast.reconstruct")
     module.reconstruct = reconstruct  # type: ignore[attr-defined]
@@ -251,7 +251,10 @@ STACKS: dict[str, tuple[Sequence[object], str]] = {
     "voxel size zero": (("--step-length", 6, "--voxel-size", 0, 1, 1), "--voxel-size"),
     "steps no number": (("--step-length", 6, "--steps", "most"), "--steps"),
     "gamma no number": (("--step-length", 6, "--gamma", "x"), "--gamma"),
-    "uncertainty of one": (("--step-length", 6, "--uncertainty", "u.tif"), "--uncertainty"),
+    "uncertainty of one": (
+        ("--step-length", 6, "--steps", 4, "--uncertainty", "u.tif"),
+        "--uncertainty",
+    ),
     "preset unknown": (("--step-length", 6, "--preset", "slow"), "--preset"),
     "adapt steps negative": (("--step-length", 6, "--adapt-steps", -1), "--adapt-steps"),
     "INR steps 0": (("--step-length", 6, "--inr-steps", 0), "--inr-steps"),
@@ -385,7 +388,8 @@ def test_bad_demo_folder(
 
 def test_demo(run: Run, volume: Path, truth: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
-    code, printed, err = run("demo", volume, "-o", out, "--samples", 2, "--seed", 3, "--no-adapt")
+    drawn = ("--steps", 2, "--samples", 2, "--seed", 3)
+    code, printed, err = run("demo", volume, "-o", out, *drawn, "--no-adapt")
     assert code == 0, err
     assert listing(out) == demo.FILES
     assert {path.name for path in out.parent.iterdir()} == {"b"}
@@ -441,13 +445,13 @@ def test_the_line_on_the_adaptation() -> None:
 
 
 def test_the_demo_with_the_real_pipeline(real_run: Run, volume: Path, tmp_path: Path) -> None:
-    budget = ("--adapt-steps", 1, "--inr-steps", 2, "--steps", 2)
+    budget = ("--adapt-steps", 1, "--inr-steps", 2)
     code, printed, err = real_run("demo", volume, "-o", tmp_path / "out", *budget)
     assert code == 0, err
     assert listing(tmp_path / "out") == demo.FILES
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert found["parameters"]["samples"] == demo.SAMPLES
-    assert found["parameters"]["adapt_steps"] == 1 and found["parameters"]["steps"] == 2
+    assert found["parameters"]["samples"] == 1
+    assert found["parameters"]["adapt_steps"] == 1
     assert found["consistency_max_abs"] < 1e-3
     assert {"reconstruct.prior", "reconstruct.adaptation", "reconstruct.sampling"} <= (
         found["seconds"].keys()
@@ -503,7 +507,7 @@ def test_demo_blurs_before_it_projects(run: Run, volume: Path, tmp_path: Path) -
 
 def test_demo_overwrites_a_demo_only_when_asked(run: Run, volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("demo", volume, "-o", out, "--quiet", "--samples", 1)[:2] == (0, "")
+    assert run("demo", volume, "-o", out, "--quiet", "--steps", 2)[:2] == (0, "")
     assert listing(out) == demo.FILES - {"uncertainty.ome.tif"}
     (out / ".DS_Store").touch()  # a file manager looked at it
     stamp = (out / "metrics.json").read_bytes()

@@ -59,7 +59,7 @@ def one_slice(
         base.new_tensor([0.5]),
         GEOMETRY,
         base.new_tensor([[0.6, 0.8, 0.1]]),
-    )[0]
+    )[0][0]
 
 
 def inputs(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

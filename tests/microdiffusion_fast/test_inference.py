@@ -132,7 +132,7 @@ def test_each_slice_goes_through_the_network_as_it_should() -> None:
         features = denoiser.encode(2 * projections - 1, stack.geometry)
         for z in range(9):
             near = [max(z - 1, 0), z, min(z + 1, 8)]
-            expected = denoiser.denoise(
+            expected, doubt = denoiser.denoise(
                 features[z // 3][None],
                 x[near][None],
                 base[near][None],
@@ -142,6 +142,8 @@ def test_each_slice_goes_through_the_network_as_it_should() -> None:
                 torch.tensor([LEVEL]),
             )
             torch.testing.assert_close(result[z], expected[0], rtol=0, atol=1e-5)
+            assert stack.deviation is not None
+            torch.testing.assert_close(stack.deviation[z], doubt[0].exp())
 
 
 def test_a_slice_of_the_state_is_felt_by_its_neighbours_only() -> None:

@@ -133,7 +133,8 @@ def test_what_it_returns(quick: Run, stack: Projections) -> None:
     assert result.volume.shape == result.prior.shape == (24, 24, 28)
     assert result.volume.dtype == result.prior.dtype == np.float32
     assert np.isfinite(result.volume).all() and np.isfinite(result.prior).all()
-    assert result.uncertainty is None
+    assert result.uncertainty is not None
+    assert result.uncertainty.dtype == np.float32
     assert result.projections.step_length == 6
     assert result.parameters["estimate"] == "posterior mean" and result.parameters["steps"] is None
     # the network has a say
@@ -172,7 +173,7 @@ def test_consistency_off_and_soft(quick: Run) -> None:
 
 
 def test_same_seed_same_bits(quick: Run, stack: Projections) -> None:
-    options = {"adapt": True, "adapt_steps": 2, "samples": 2, "sampler": "ddpm"}
+    options = {"adapt": True, "adapt_steps": 2, "steps": 4, "samples": 2, "sampler": "ddpm"}
     first, again, other = (quick(stack, seed=seed, **options) for seed in (3, 3, 4))
     for name in ("volume", "prior", "uncertainty"):
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
@@ -223,7 +224,7 @@ def test_exact_samples_need_a_sampler_that_draws_noise(quick: Run, stack: Projec
 
 
 def test_samples_give_their_mean_and_spread(quick: Run, stack: Projections) -> None:
-    several = quick(stack, samples=3, sampler="ddpm", gamma=0.0)
+    several = quick(stack, samples=3, steps=4, sampler="ddpm", gamma=0.0)
     assert several.uncertainty is not None
     assert several.uncertainty.shape == several.volume.shape
     assert np.isfinite(several.uncertainty).all() and (several.uncertainty >= 0).all()
@@ -256,14 +257,28 @@ def test_the_uncertainty_is_the_standard_deviation(
     np.testing.assert_allclose(result.uncertainty, samples.std(0, ddof=1), atol=1e-5 * scale)
 
 
-def test_without_steps_the_volume_is_the_posterior_mean_however_many_samples(
-    quick: Run, stack: Projections
-) -> None:
-    """Samples add the uncertainty, and leave the estimate of least squared error as it is."""
-    mean, sampled = quick(stack), quick(stack, samples=2)
-    assert np.array_equal(mean.volume, sampled.volume)
-    assert mean.uncertainty is None and sampled.uncertainty is not None
-    assert sampled.uncertainty.max() > 0
+def test_the_posterior_mean_states_its_deviation(quick: Run, stack: Projections) -> None:
+    mean = quick(stack)
+    assert mean.parameters["estimate"] == "posterior mean"
+    assert mean.uncertainty is not None and mean.uncertainty.shape == mean.volume.shape
+    assert 0 < mean.uncertainty.min() and mean.uncertainty.max() < 10 * span(stack)
+
+
+def test_the_posterior_mean_is_no_sample(quick: Run, stack: Projections) -> None:
+    with pytest.raises(InputError, match="^samples: expected 1: the posterior mean states its own"):
+        quick(stack, samples=2)
+
+
+def test_a_sample_is_the_first_chain_and_its_mean_is_not(quick: Run, stack: Projections) -> None:
+    options: dict[str, Any] = {"steps": 3, "sampler": "ddpm", "gamma": 0.0}
+    one = quick(stack, estimate="sample", **options)
+    several = quick(stack, estimate="sample", samples=2, **options)
+    mean = quick(stack, samples=2, **options)
+    assert one.uncertainty is None and several.uncertainty is not None
+    assert np.array_equal(one.volume, several.volume)
+    assert np.array_equal(several.uncertainty, mean.uncertainty)
+    assert not np.array_equal(one.volume, mean.volume)
+    assert quick(stack, estimate="sample").parameters["steps"] == 4
 
 
 def test_any_kind_of_input_gives_the_same(quick: Run, stack: Projections, tmp_path: Path) -> None:
@@ -303,7 +318,7 @@ def test_units_are_those_of_the_input(quick: Run, stack: Projections) -> None:
     """Scaled and shifted input gives the same volume scaled and shifted."""
     prior = stack.operator.interpolate(stack.images).numpy()
     images = stack.images.numpy()
-    options: dict[str, Any] = {"step_length": 6, "samples": 2, "sampler": "ddpm"}
+    options: dict[str, Any] = {"step_length": 6, "steps": 4, "samples": 2, "sampler": "ddpm"}
     plain = quick(images, prior=prior, **options)
     scaled = quick(images * 1000 + 250, prior=prior * 1000 + 250, **options)
     tolerance = 1e-4 * 1000 * span(stack)
@@ -418,6 +433,7 @@ def test_the_callback_cancels(quick: Run, stack: Projections, stage: str) -> Non
 
 BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("preset", "preset", {"preset": "slow"}),
+    ("an unknown estimate", "estimate", {"estimate": "median"}),
     ("no samples", "samples", {"samples": 0}),
     ("half a sample", "samples", {"samples": 1.5}),
     ("samples yes", "samples", {"samples": True}),

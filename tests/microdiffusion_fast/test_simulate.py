@@ -15,6 +15,7 @@ from skimage.measure import label
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.simulate import (
     KINDS,
+    Cells,
     Neurites,
     Noise,
     Nuclei,
@@ -103,6 +104,19 @@ def test_foreground_fraction_is_that_of_the_kind(kind: str, low: float, high: fl
     for seed in range(4):
         bright = simulate_volume(kind, (48, 64, 64), seed=seed, optics=SHARP) > 0.2
         assert low < bright.mean() < high
+
+
+def test_cells_fill_space_and_are_as_large_as_asked() -> None:
+    """Walls part every cell from its neighbours, and there is one cell to a site."""
+    rng = np.random.default_rng(0)
+    walls = Cells(diameter=12.0, warp=0.0, membrane=1.0, body=0.0).render((64, 64, 64), rng)
+    pieces, count = label(walls < 0.2, return_num=True, connectivity=1)
+    # sites at least 12 apart: a volume of 0.7 to 1.4 diameters cubed each, cut ones beside
+    assert 64**3 / (1.4 * 12) ** 3 < count < 80**3 / (0.7 * 12) ** 3
+    assert np.bincount(pieces.ravel())[1:].max() < 0.1 * walls.size
+    bodies = Cells(diameter=12.0, membrane=0.5, body=5.0, stained=0.3, variation=0.0)
+    shown = bodies.render((64, 64, 64), np.random.default_rng(0)) > 0.3
+    assert 0.15 < shown.mean() < 0.4
 
 
 def test_kinds_differ_in_shape() -> None:
@@ -300,16 +314,18 @@ def test_random_parameters_stay_plausible() -> None:
         assert 0.4 < vessels.capillary_radius[0] < vessels.trunk_radius[1] <= 8
         assert 0.4 <= Neurites.random(rng).radius[0] <= 2.5
         assert 1.3 <= Nuclei.random(rng).radius <= 8
+        assert 5 <= Cells.random(rng).diameter <= 20
         assert Textures.random(rng).form in ("sheets", "filaments", "blobs")
         assert 0 < Tissue.random(rng).level < 0.5
         assert Noise.random(rng).photons is not None
 
 
-def test_nothing_prefers_an_axis() -> None:
+@pytest.mark.parametrize("kind", ["vessels", "cells"])
+def test_nothing_prefers_an_axis(kind: str) -> None:
     """Without a preferred direction, isotropic phantoms change as fast along z as along x."""
     ratios = []
     for seed in range(6):
-        volume = simulate_volume("vessels", (48, 48, 48), seed=seed, optics=SHARP)
+        volume = simulate_volume(kind, (48, 48, 48), seed=seed, optics=SHARP)
         steps = [float(np.abs(np.diff(volume, axis=a)).mean()) for a in range(3)]
         ratios.append(steps[0] / np.sqrt(steps[1] * steps[2]))
     assert np.mean(ratios) == pytest.approx(1, abs=0.15)

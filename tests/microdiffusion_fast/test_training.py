@@ -95,8 +95,7 @@ def test_project_out_is_what_consistency_leaves(acquisition: Acquisition) -> Non
         first = int((positions + (s - 1) / 2).abs().argmin())
         operator = AxialProjection(stride, s, weights=acquisition.weights, start=first, count=1)
         expected = operator.consistent(error[b], torch.zeros(1, 4, 4))
-        # in any order of the slices: only the mean square is used
-        torch.testing.assert_close(left[b].square().sum(), expected.square().sum())
+        torch.testing.assert_close(left[b], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [4, 6])
@@ -105,7 +104,7 @@ def test_skewed_weights_can_be_trained_with(stride: int) -> None:
     acquisition = Acquisition(4, stride, torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)
     batch = drawn(acquisition, count=6)
-    error, reference = training_loss(Denoiser(TINY), batch, acquisition, SCHEDULE, generator)
+    error, reference, _ = training_loss(Denoiser(TINY), batch, acquisition, SCHEDULE, generator)
     assert float(error.detach()) == pytest.approx(float(reference), rel=1e-5)
 
 
@@ -127,7 +126,7 @@ def test_project_out_leaves_overlapping_windows_alone() -> None:
 def test_a_fresh_network_is_as_wrong_as_interpolation() -> None:
     acquisition = Acquisition.uniform(6)
     generator = torch.Generator().manual_seed(0)
-    error, reference = training_loss(
+    error, reference, _ = training_loss(
         Denoiser(TINY), drawn(acquisition), acquisition, SCHEDULE, generator
     )
     assert float(reference) > 1e-6
@@ -191,7 +190,7 @@ def test_loss_decreases_on_a_fixed_problem() -> None:
     ratios = []
     for _ in range(40):
         generator = torch.Generator().manual_seed(5)
-        error, reference = training_loss(denoiser, batch, acquisition, SCHEDULE, generator)
+        error, reference, _ = training_loss(denoiser, batch, acquisition, SCHEDULE, generator)
         optimiser.zero_grad()
         error.backward()
         optimiser.step()

@@ -17,6 +17,7 @@ from microdiffusion_fast.training_data import (
     Batch,
     Scene,
     Source,
+    _noise,
     axial_spread,
     blur_depth,
     draw_batch,
@@ -241,6 +242,18 @@ def test_random_acquisitions_cover_what_one_checkpoint_serves() -> None:
     assert any(axial_spread(a.weights) < 0.9 for a in drawn)
 
 
+def test_half_of_the_stated_blurs_are_beliefs() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [Acquisition.random(rng) for _ in range(1000)]
+    believed = [a for a in drawn if a.stated_blur is not None]
+    assert 400 < len(believed) < 600
+    assert all(a.geometry.axial_blur == a.stated_blur for a in believed)
+    assert all(a.axial_blur > 0 for a in believed)
+    off = [math.log(a.axial_blur / a.stated_blur) for a in believed if a.stated_blur]
+    assert np.mean(off) == pytest.approx(0, abs=0.06)  # the belief is right on average
+    assert np.std(off) == pytest.approx(0.35, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("weights", "spread"),
     [
@@ -329,3 +342,16 @@ def test_varied_windows_are_still_the_projections_of_their_slices() -> None:
     torch.testing.assert_close(inner.mean(1), batch.windows[:, CONTEXT], rtol=0, atol=1e-5)
     plain = draw_batch(sources, acquisition, np.random.default_rng(4), count=40, size=16)
     assert batch.slices.std() != plain.slices.std()
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_noise_of_varied_windows(level: float) -> None:
+    """About unit deviation over many windows; more light, more noise."""
+    rng = np.random.default_rng(0)
+    windows = torch.full((5, 24, 24), level)
+    spread = [float(_noise(windows, rng, vary=True).square().mean()) for _ in range(200)]
+    white = float(_noise(windows, rng, vary=False).square().mean())
+    assert white == pytest.approx(1, abs=0.1)
+    # the share of shot noise is uniform: half (dark) or one and a half (bright), less if smooth
+    assert (0.35 < np.mean(spread) < 0.55) if level == 0 else (1.1 < np.mean(spread) < 1.55)
+    assert np.std(spread) > 0.1

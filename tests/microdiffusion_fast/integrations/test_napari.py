@@ -123,7 +123,6 @@ def test_layers_are_offered(widget: plugin.ReconstructWidget) -> None:
 @pytest.mark.usefixtures("quick")
 def test_from_a_layer_to_its_results(qtbot: Any, widget: plugin.ReconstructWidget) -> None:
     widget.adapt.setChecked(False)
-    widget.samples.setValue(2)
     seen: list[Any] = []
     widget.progressed.connect(seen.append)
     widget.run.click()
