@@ -266,9 +266,13 @@ def reconstruct(
     with support.naming(path=support.OUTPUT):
         result.save(output, overwrite=overwrite)
     if uncertainty is not None and result.uncertainty is not None:
-        support.write_beside(uncertainty, result.uncertainty, stack, overwrite=overwrite)
+        about = {"kind": "uncertainty", "parameters": result.parameters}
+        about["provenance"] = result.provenance
+        support.write_beside(
+            uncertainty, result.uncertainty, stack, metadata=about, overwrite=overwrite
+        )
     if known is not None:
-        from microdiffusion_fast.demo import baselines, score
+        from microdiffusion_fast.demo_methods import baselines, score
 
         made = {"inr": result.prior, "reconstruction": result.volume}
         scores = score({**baselines(stack), **made}, known, stack)

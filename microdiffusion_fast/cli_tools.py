@@ -19,16 +19,24 @@ def evaluate(
     recon: option.Recon,
     truth: option.TruthArgument,
     window: option.Window = "uniform",
+    report: option.ReportFile = None,
+    overwrite: option.Overwrite = False,
     as_json: option.AsJson = False,
 ) -> None:
     """Compare RECON with TRUTH: PSNR and SSIM (means over slices) and DICE."""
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast import metrics
 
-    _, test = support.read_image(recon, "RECON")
-    _, reference = support.read_image(truth, "TRUTH")
+    if report is not None:
+        from microdiffusion_fast.evaluation_page import check_report, write_page
+
+        check_report(report, overwrite=overwrite, inputs=[recon, truth])
+    made, test = support.read_image(recon, "RECON")
+    known, reference = support.read_image(truth, "TRUTH")
     with support.naming(test="RECON", reference="TRUTH"):
         scores = metrics.evaluate(test, reference, window=window).as_dict()
+    if report is not None:
+        write_page(report, (recon, made, test), (truth, known, reference), scores, window)
     if as_json:
         print(json.dumps(support.to_json(scores)))
     else:

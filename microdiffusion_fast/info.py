@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import pkgutil
@@ -12,6 +11,8 @@ import platform
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from microdiffusion_fast.provenance import version_of, versions
 
 # Optional packages and what each one is good for.
 EXTRAS = {
@@ -35,19 +36,8 @@ def collect_info() -> dict[str, Any]:
         "cuda": _cuda(),
         "backends": backends,
         "ops": _ops(),
-        "extras": {name: _version(name) for name in EXTRAS},
-        "weights": _weights(),
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides a result, None where it is absent."""
-    names = ("torch", "numpy", "zarr", "tifffile", "safetensors", "triton")
-    found = {name: _version(name) for name in names}
-    return {
-        "microdiffusion_fast": _version("microdiffusion-fast"),
-        "python": platform.python_version(),
-        **found,
+        "extras": {name: version_of(name) for name in EXTRAS},
+        "weights": weights(),
     }
 
 
@@ -99,17 +89,10 @@ def info_lines(info: dict[str, Any]) -> list[str]:
     lines += ["", "optional packages"]
     for name, version in info["extras"].items():
         lines.append(f"  {name:<18} {version or 'absent'} ({EXTRAS[name]})")
-    weights = info["weights"]
-    about = weights["reason"] or f"{weights['bytes']:,} bytes, sha256 {weights['sha256'][:16]}"
+    shipped = info["weights"]
+    about = shipped["reason"] or f"{shipped['bytes']:,} bytes, sha256 {shipped['sha256'][:16]}"
     lines += ["", f"{'denoiser weights':<20} {about}"]
     return lines
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version({"skimage": "scikit-image"}.get(name, name))
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:
@@ -201,7 +184,8 @@ def _ops() -> dict[str, dict[str, str]]:
     return result
 
 
-def _weights() -> dict[str, Any]:
+def weights() -> dict[str, Any]:
+    """Size and hash of the shipped weights, or why there are none."""
     if not WEIGHTS.is_file():
         return {"reason": "absent: no weights were installed", "bytes": None, "sha256": None}
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()

@@ -13,6 +13,7 @@ from .inference import StackDenoiser
 from .inr import INROptions, fit_inr
 from .preset import Prepared, Request, noise_to_signal
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
+from .tensor_files import digest
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
 MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
@@ -72,6 +73,7 @@ def prepare_fast(asked: Request) -> Prepared:
     else:
         plan = chain = plan_of(SAMPLE_STEPS if steps is None else steps)
     network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
+    weights = digest(network.state_dict())
     images = images.to(asked.device)
 
     with asked.timed("prior"):
@@ -128,6 +130,7 @@ def prepare_fast(asked: Request) -> Prepared:
             "adapt_steps": budget.steps if adapts else 0,
             "axial_blur": adapted.axial_blur,
             "denoiser": "shipped" if asked.denoiser is None else str(asked.denoiser),
+            "denoiser_sha256": weights,
             "prior": "INR" if asked.prior is None else "given",
             "intensity_range": [low, high],
         },

@@ -22,6 +22,7 @@ from .preset_fast import prepare_fast
 from .preset_paper import prepare_paper
 from .progress import ProgressCallback
 from .projections import Projections
+from .provenance import provenance
 from .schedule import SamplingPlan
 from .schedule_gamma import GammaSchedule
 
@@ -50,8 +51,17 @@ class Reconstruction:
     parameters: dict[str, Any]
     adaptation: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the volume came from: seed, versions, and hashes of projections and weights."""
+        return provenance(
+            seed=self.parameters["seed"],
+            inputs={"projections": _numpy(self.projections.images)},
+            weights=self.parameters["denoiser_sha256"],
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the volume with its voxel size and parameters; the suffix gives the format.
+        """Write the volume with its voxel size and where it came from; the suffix is the format.
 
         Raises:
             InputError: the path exists and `overwrite` is False, or cannot be written.
@@ -63,7 +73,11 @@ class Reconstruction:
             self.volume,
             voxel_size=self.projections.voxel_size,
             overwrite=overwrite,
-            metadata={"kind": "reconstruction", "parameters": self.parameters},
+            metadata={
+                "kind": "reconstruction",
+                "parameters": self.parameters,
+                "provenance": self.provenance,
+            },
         )
 
 
