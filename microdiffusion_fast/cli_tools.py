@@ -12,6 +12,7 @@ from typing import Any
 
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
+from microdiffusion_fast.cli_config import configurable
 from microdiffusion_fast.errors import InputError
 
 
@@ -43,6 +44,7 @@ def evaluate(
         summary.print_scores({recon.name: scores})
 
 
+@configurable("train")
 def train(
     output: option.Checkpoint,
     projections: option.MaybeProjected = None,

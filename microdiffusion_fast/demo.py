@@ -176,7 +176,7 @@ def run_demo(
             inputs={"volume": truth, "projections": projections.images.cpu().numpy()},
             weights=result.parameters.get("denoiser_sha256"),
         )
-        projections.save(folder / "projections.ome.tif")
+        projections.save(folder / "projections.ome.tif", provenance=origin)
         result.save(folder / "reconstruction.ome.tif")
         _write(folder / "truth.ome.tif", truth, voxel_size, {"kind": "truth", "provenance": origin})
         if result.uncertainty is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,11 +175,18 @@ class Projections:
             raise InputError("low, high", "percentiles with 0 <= low < high <= 100", (low, high))
         return percentile_range(self.images.detach().cpu().numpy(), low, high)
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write images and geometry in the format of the suffix; `from_any(path)` reads both.
 
         The z spacing of the file is that of the projections, stride * voxel z; the voxel size of
-        the volume goes with the geometry into the metadata.
+        the volume goes with the geometry into the metadata, and `provenance`, JSON values on where
+        the images came from.
 
         Raises:
             InputError: where the output exists (without `overwrite`) or cannot be written.
@@ -199,6 +206,7 @@ class Projections:
             "depth": self.depth,
             "voxel_size": self.voxel_size,
             "dtype": self.dtype,
+            "provenance": dict(provenance or {}),
         }
         data = self.images.detach().cpu().numpy()
         return write_volume(path, data, voxel_size=spacing, overwrite=overwrite, metadata=metadata)
