@@ -167,8 +167,8 @@ def sweep_gamma(
     every gamma, as its clean image is blended with the same weight.
 
     Args:
-        volume, output, preset, adapt, adapt_steps, axial_blur, inr_steps, train_steps, seed,
-            device, progress, callback: as in `sweep_step_length`.
+        volume, output, preset, progress, callback: as in `sweep_step_length`.
+        adapt, adapt_steps, axial_blur, inr_steps, train_steps, seed, device: likewise.
         gammas: weights of the prior in the blend of every state, in [0, 1].
         gamma_schedules: how gamma falls along the chain; each is run at all gammas.
         step_length: slices in one projection.

@@ -113,6 +113,12 @@ class Projections:
 
         Raises:
             InputError: naming the argument, what was expected and what came.
+
+        Examples:
+            >>> images = np.random.default_rng(0).random((4, 16, 16))
+            >>> stack = Projections.from_any(images, step_length=6)
+            >>> stack.depth, stack.stride
+            (24, 6)
         """
         given = {
             "step_length": step_length,
