@@ -30,7 +30,7 @@ def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # The same code with short trainings: what they give is tested elsewhere.
     monkeypatch.setattr(preset_fast, "INROptions", lambda: INROptions(steps=3))
     monkeypatch.setattr(preset_fast, "AdaptOptions", lambda steps: AdaptOptions(steps=1))
-    truth = simulate_volume("vessels", (24, 32, 32), seed=1)
+    truth = simulate_volume("vessels", (12, 16, 16), seed=1)
     write_volume("volume.tif", truth)
     stack = simulate_projections(truth, step_length=6, voxel_size=(1.0, 0.5, 0.5))
     stack.save("projections.ome.tif")
