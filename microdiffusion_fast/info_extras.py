@@ -42,7 +42,7 @@ EXTRAS = {
     "napari": Extra("napari", "the napari plugin", "napari[pyqt6]"),
     "diffusers": Extra("diffusers", "schedulers for diffusers", "diffusers"),
     "torchmetrics": Extra("torchmetrics", "metrics for torchmetrics", "torchmetrics"),
-    "dask": Extra("dask", "reconstruction on a cluster", "dask[distributed]"),
+    "dask": Extra("distributed", "reconstruction on a cluster", "distributed"),
     "io": Extra("imagecodecs", "LZW, JPEG 2000 and other TIFF compressions", "imagecodecs"),
 }
 
