@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 REPORT_NATIVE := $(BIN)/python -c "from microdiffusion_fast.kernels import _backend as b; \
 	print('native CPU kernels:', b.native_missing or 'built')"
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint layout docs wheel napari bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/microdiffusion-fast demo -o demo_out --overwrite
@@ -17,13 +17,27 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
 
-# Types are checked on the installed layout, in which kernels/ lies inside the package.
-lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
+# The installed layout, in which kernels/ lies inside the package: for types and for the reference.
+layout:
 	rm -rf build/layout && mkdir -p build/layout
 	cp -rs $(CURDIR)/microdiffusion_fast build/layout/
 	ln -s $(CURDIR)/kernels build/layout/microdiffusion_fast/kernels
+
+lint: $(VENV)/.installed-dev layout
+	$(BIN)/ruff check .
 	cd build/layout && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p microdiffusion_fast
+
+# The site, in build/site; a warning is an error.
+docs: $(VENV)/.installed-dev layout
+	$(BIN)/mkdocs build --strict --quiet
+
+# Builds the wheel from the source distribution, installs it where no source lies, and uses it.
+wheel: $(VENV)/.installed-dev
+	.ci/wheel
+
+# The tests of the plugin, with Qt in an environment of its own.
+napari: $(VENV)/.installed-dev
+	.ci/napari
 
 # The suites on the CPU, then every bar: holds or misses.
 bench: $(VENV)/.installed-bench

@@ -19,6 +19,7 @@ from typing import Any
 import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast.cli_commands import app
+from microdiffusion_fast.cli_config import expand
 from microdiffusion_fast.cli_options import NAMES
 from microdiffusion_fast.cli_stream import verify
 from microdiffusion_fast.cli_sweep import sweep
@@ -46,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            arguments = expand(arguments)
             code = app(arguments, prog_name="microdiffusion-fast", standalone_mode=False)
             # The parser turns Ctrl-C into a return value of 130.
             return _fail("interrupted", 130) if code == 130 else int(code or 0)

@@ -13,6 +13,7 @@ import typer  # noqa: TID253  # the package never imports this module
 from microdiffusion_fast import cli_distributed as spreading
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
+from microdiffusion_fast.cli_config import configurable, line
 from microdiffusion_fast.errors import InputError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ def options(
 
 
 @app.command()
+@configurable("demo")
 def demo(
     output: option.Folder,
     volume: option.MaybeVolume = None,
@@ -86,6 +88,7 @@ def demo(
         seed=seed,
         device=device,
         overwrite=overwrite,
+        command=line(),
         progress=not quiet,
     )
     if quiet:
@@ -118,8 +121,8 @@ def demo(
         "--device": device,
         "--truth": output / "truth.ome.tif",
     }
-    line = summary.command_line("reconstruct", [output / "projections.ome.tif"], again)
-    print(f"recreate with: {line}")
+    words = summary.command_line("reconstruct", [output / "projections.ome.tif"], again)
+    print(f"recreate with: {words}")
 
 
 @app.command()
@@ -139,6 +142,7 @@ def simulate(
     """Make the projections that a microscope would take of VOLUME."""
     from microdiffusion_fast import cli_stream as stream
     from microdiffusion_fast import cli_support as support
+    from microdiffusion_fast.provenance import provenance
     from microdiffusion_fast.simulate import simulate_projections
 
     given = support.parse_numbers(weights, "--weights"), support.parse_noise(noise)
@@ -175,8 +179,9 @@ def simulate(
             seed=seed,
             voxel_size=voxel_size or image.voxel_size,
         )
+    origin = provenance(seed=seed, inputs={"volume": data})
     with support.naming(path=support.OUTPUT):
-        projections.save(output, overwrite=overwrite)
+        projections.save(output, overwrite=overwrite, provenance=origin)
     if projections.voxel_size is None:
         summary.warn_no_voxel_size(volume)
     if not quiet:
@@ -184,6 +189,7 @@ def simulate(
 
 
 @app.command()
+@configurable("reconstruct")
 def reconstruct(
     projections: option.Projected,
     output: option.Output,
@@ -350,9 +356,13 @@ def reconstruct(
     with support.naming(path=support.OUTPUT):
         result.save(output, overwrite=overwrite)
     if uncertainty is not None and result.uncertainty is not None:
-        support.write_beside(uncertainty, result.uncertainty, stack, overwrite=overwrite)
+        about = {"kind": "uncertainty", "parameters": result.parameters}
+        about["provenance"] = result.provenance
+        support.write_beside(
+            uncertainty, result.uncertainty, stack, metadata=about, overwrite=overwrite
+        )
     if known is not None:
-        from microdiffusion_fast.demo import baselines, score
+        from microdiffusion_fast.demo_methods import baselines, score
 
         made = {"inr": result.prior, "reconstruction": result.volume}
         scores = score({**baselines(stack), **made}, known, stack)

@@ -201,6 +201,10 @@ TruthArgument = Annotated[Path, typer.Argument(metavar="TRUTH", help="The known 
 Window = Annotated[
     Literal["uniform", "gaussian", "global"], typer.Option(help="Window of the SSIM.")
 ]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Also write a page to look at both."),
+]
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of results.")]
 MaybeVolume = Annotated[
     Path | None,

@@ -107,13 +107,19 @@ def check_writable(folder: Path, argument: str) -> None:
 
 
 def write_beside(
-    path: Path, data: NDArray[np.float32], projections: Projections, *, overwrite: bool
+    path: Path,
+    data: NDArray[np.float32],
+    projections: Projections,
+    *,
+    metadata: Mapping[str, Any],
+    overwrite: bool,
 ) -> None:
     """Write a volume [Z, Y, X] that belongs to these projections, with their voxel size."""
     from microdiffusion_fast.io import write_volume
 
+    size = projections.voxel_size
     with naming(path=str(path)):
-        write_volume(path, data, voxel_size=projections.voxel_size, overwrite=overwrite)
+        write_volume(path, data, voxel_size=size, metadata=metadata, overwrite=overwrite)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast import cli_options as option
+from microdiffusion_fast.cli_config import configurable
 from microdiffusion_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ PaperSteps = Annotated[
 
 
 @sweep.command("step-length")
+@configurable("sweep", "step-length")
 def step_length(
     volume: option.Volume,
     output: option.Folder,
@@ -104,6 +106,7 @@ def step_length(
 
 
 @sweep.command("gamma")
+@configurable("sweep", "gamma")
 def gamma(
     volume: option.Volume,
     output: option.Folder,

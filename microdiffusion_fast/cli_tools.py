@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from microdiffusion_fast import cli_options as option
 from microdiffusion_fast import cli_summary as summary
+from microdiffusion_fast.cli_config import configurable
 from microdiffusion_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def evaluate(
     truth: option.TruthArgument,
     window: option.Window = "uniform",
     memory: option.SlabMemory = None,
+    report: option.ReportFile = None,
+    overwrite: option.Overwrite = False,
     as_json: option.AsJson = False,
 ) -> None:
     """Compare RECON with TRUTH: PSNR and SSIM (means over slices) and DICE."""
@@ -31,27 +34,41 @@ def evaluate(
     from microdiffusion_fast import cli_support as support
 
     if memory is not None:
+        if report is not None:
+            raise InputError(
+                "--report", "no --memory with it: the page needs whole volumes", report
+            )
         scores = stream.evaluate(recon, truth, window=window, memory=memory, progress=not as_json)
     else:
         for path, name in ((recon, "RECON"), (truth, "TRUTH")):
             stream.refuse_too_large(path, name, bytes_per_voxel=stream.EVALUATE_BYTES)
-        scores = _in_memory(recon, truth, window)
+        scores = _in_memory(recon, truth, window, report, overwrite=overwrite)
     if as_json:
         print(json.dumps(support.to_json(scores)))
     else:
         summary.print_scores({recon.name: scores})
 
 
-def _in_memory(recon: Path, truth: Path, window: metrics.Window) -> dict[str, Any]:
+def _in_memory(
+    recon: Path, truth: Path, window: metrics.Window, report: Path | None, *, overwrite: bool
+) -> dict[str, Any]:
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast import metrics
 
-    _, test = support.read_image(recon, "RECON")
-    _, reference = support.read_image(truth, "TRUTH")
+    if report is not None:
+        from microdiffusion_fast.evaluation_page import check_report, write_page
+
+        check_report(report, overwrite=overwrite, inputs=[recon, truth])
+    made, test = support.read_image(recon, "RECON")
+    known, reference = support.read_image(truth, "TRUTH")
     with support.naming(test="RECON", reference="TRUTH"):
-        return metrics.evaluate(test, reference, window=window).as_dict()
+        scores = metrics.evaluate(test, reference, window=window).as_dict()
+    if report is not None:
+        write_page(report, (recon, made, test), (truth, known, reference), scores, window)
+    return scores
 
 
+@configurable("train")
 def train(
     output: option.Checkpoint,
     projections: option.MaybeProjected = None,

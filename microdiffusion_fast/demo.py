@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from microdiffusion_fast import metrics
 from microdiffusion_fast.cli_support import VOLUME, naming, read_image, staged_folder, to_json
+from microdiffusion_fast.demo_methods import Volume, baselines, blur_axially, misfit, score
+from microdiffusion_fast.demo_pages import Results, draw_figure, write_page
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.exact import TOL
-from microdiffusion_fast.info import machine, versions
+from microdiffusion_fast.info import machine
 from microdiffusion_fast.progress import ProgressCallback
-from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.provenance import provenance
 from microdiffusion_fast.schedule_gamma import GammaSchedule
 from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_volume
-
-Volume = NDArray[np.float32]
 
 # Training draws from seeds below 1e8 and validation from those after 9e8: this is of neither.
 PHANTOM_SEED = 7_031_405_119
@@ -41,6 +38,7 @@ FILES = {
     "uncertainty.ome.tif",
     "metrics.json",
     "figure.png",
+    "report.html",
 }
 # What file managers leave in a folder that was looked at must not keep it from being replaced.
 _CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -52,6 +50,9 @@ class Demo:
 
     folder: Path
     metrics: dict[str, Any]
+
+
+__all__ = ["FILES", "SAMPLES", "Demo", "baselines", "run_demo", "score"]
 
 
 def run_demo(
@@ -78,10 +79,11 @@ def run_demo(
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
+    command: str | None = None,
     progress: bool = False,
     callback: ProgressCallback | None = None,
 ) -> Demo:
-    """Simulate projections of a volume, reconstruct it, evaluate all methods and draw the figure.
+    """Simulate projections of a volume, reconstruct it, evaluate all methods, and show the result.
 
     Scores are taken over the slices that a projection covers, in grey levels: the 0.1 and 99.9
     percentiles of the volume are 0 and 255.
@@ -99,6 +101,7 @@ def run_demo(
         preset, steps, tol, gamma, gamma_schedule, samples, adapt, adapt_steps, axial_blur,
             inr_steps, train_steps, seed, device, progress, callback: As in `reconstruct`.
         overwrite: Replace an earlier demo in that folder.
+        command: The line that makes the same again, for the page.
 
     Raises:
         InputError: For a volume or geometry that cannot be projected, or a folder that exists.
@@ -153,104 +156,54 @@ def run_demo(
             "inr": np.asarray(result.prior, dtype=np.float32),
             "reconstruction": np.asarray(result.volume, dtype=np.float32),
         }
-        scores = score(volumes, truth, projections, intensity=window)
-        misfits = misfit(volumes, projections, window)
+        results = Results(
+            name=name,
+            truth=truth,
+            volumes=volumes,
+            scores=score(volumes, truth, projections, intensity=window),
+            misfits=misfit(volumes, projections, window),
+            projections=projections,
+            uncertainty=result.uncertainty,
+            window=window,
+        )
         clock.lap("evaluate")
-        title = f"{name}: depth from {len(projections.images)} projections of {step_length} slices"
-        _draw(folder, volumes, truth, scores, projections, result.uncertainty, window, title)
+        draw_figure(folder / "figure.png", results)
         clock.lap("figure")
-        projections.save(folder / "projections.ome.tif")
+        origin = provenance(
+            seed=seed,
+            inputs={"volume": truth, "projections": projections.images.cpu().numpy()},
+            weights=result.parameters.get("denoiser_sha256"),
+        )
+        projections.save(folder / "projections.ome.tif", provenance=origin)
         result.save(folder / "reconstruction.ome.tif")
-        _write(folder / "truth.ome.tif", truth, voxel_size)
+        _write(folder / "truth.ome.tif", truth, voxel_size, {"kind": "truth", "provenance": origin})
         if result.uncertainty is not None:
-            _write(folder / "uncertainty.ome.tif", result.uncertainty, voxel_size)
+            about = {"kind": "uncertainty", "parameters": result.parameters, "provenance": origin}
+            _write(folder / "uncertainty.ome.tif", result.uncertainty, voxel_size, to_json(about))
         clock.lap("write")
         record = {
             "shape": truth.shape,
             "step_length": step_length,
             "stride": projections.stride,
             "seconds": clock.seconds(result.timings),
-            "methods": scores,
-            "consistency_max_abs": misfits["reconstruction"],
-            "misfits": misfits,
+            "methods": results.scores,
+            "consistency_max_abs": results.misfits["reconstruction"],
+            "misfits": results.misfits,
             "input": {"volume": name, "voxel_size": voxel_size, "intensity": window},
             "simulation": {"blur": blur, "clip": clip, "noise": noise, "weights": weights},
             "slices_evaluated": int(projections.operator.covered.sum()),
             "parameters": result.parameters,
             "adaptation": result.adaptation,
             "seed": seed,
-            "versions": versions(),
+            "provenance": origin,
+            "versions": origin["versions"],
             "machine": machine(),
         }
         plain = to_json(record)
+        write_page(folder / "report.html", results, plain, command)
         text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
         (folder / "metrics.json").write_text(text, encoding="utf-8")
     return Demo(Path(output), plain)
-
-
-def baselines(projections: Projections) -> dict[str, Volume]:
-    """What needs no model: nearest, linear interpolation, and that made consistent, [Z, Y, X]."""
-    operator, images = projections.operator, projections.images
-    linear = operator.interpolate(images)
-    found = {
-        "nearest": operator.interpolate(images, mode="nearest"),
-        "interpolation": linear,
-        "interpolation+consistency": operator.consistent(linear, images),
-    }
-    return {name: _array(volume) for name, volume in found.items()}
-
-
-def score(
-    volumes: Mapping[str, Volume],
-    truth: Volume,
-    projections: Projections,
-    *,
-    intensity: tuple[float, float] | None = None,
-) -> dict[str, dict[str, float]]:
-    """PSNR, SSIM and DICE of each volume against the truth, over the covered slices.
-
-    Args:
-        volumes: Reconstructions [Z, Y, X] by method.
-        truth: [Z, Y, X].
-        projections: What they were reconstructed from.
-        intensity: Intensities of the grey levels 0 and 255; default the truth's percentiles.
-
-    Raises:
-        InputError: For a truth of another shape, or without an intensity range.
-    """
-    covered = projections.operator.covered.numpy()
-    window = metrics.intensity_window(truth) if intensity is None else intensity
-    return {
-        name: metrics.evaluate(volume[covered], truth[covered], intensity=window).as_dict()
-        for name, volume in volumes.items()
-    }
-
-
-def misfit(
-    volumes: Mapping[str, Volume], projections: Projections, intensity: tuple[float, float]
-) -> dict[str, float]:
-    """How far each volume is from explaining the projections: `max |A x - y|` in grey levels of
-    255.
-    """
-    operator, images = projections.operator, projections.images.double()
-    scale = metrics.GREY_LEVELS / (intensity[1] - intensity[0])
-    found = {}
-    for name, volume in volumes.items():
-        # In float64: the sums of the check must not add to what is checked.
-        projected = operator(torch.from_numpy(np.ascontiguousarray(volume)).double())
-        found[name] = float((projected - images).abs().max()) * scale
-    return found
-
-
-def blur_axially(volume: Volume, sigma: float) -> Volume:
-    """Blur a volume [Z, Y, X] along z by a Gaussian, `sigma` in slices, the ends reflected."""
-    reach = min(math.ceil(4 * sigma), volume.shape[0] - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).float()
-    padded = np.pad(volume, ((reach, reach), (0, 0), (0, 0)), mode="symmetric")
-    columns = torch.from_numpy(padded).flatten(1).T[:, None]
-    blurred = torch.nn.functional.conv1d(columns, kernel[None, None])
-    return _array(blurred[:, 0].T.reshape(volume.shape))
 
 
 def _load(
@@ -264,45 +217,15 @@ def _load(
     return path.name.partition(".")[0], truth, image.voxel_size
 
 
-def _draw(
-    folder: Path,
-    volumes: Mapping[str, Volume],
-    truth: Volume,
-    scores: Mapping[str, Mapping[str, float]],
-    projections: Projections,
-    uncertainty: Volume | None,
-    window: tuple[float, float],
-    title: str,
+def _write(
+    path: Path,
+    data: Volume,
+    voxel_size: tuple[float, float, float] | None,
+    metadata: Mapping[str, Any],
 ) -> None:
-    from microdiffusion_fast.report import draw_report
-
-    size = projections.voxel_size
-    cells = "voxels of unknown size" if size is None else "voxels of {:g} x {:g} x {:g} µm"
-    z, y, x = truth.shape
-    note = f"{z} x {y} x {x} " + cells.format(*(size or ()))
-    note += " (z y x). PSNR and SSIM: means over the covered slices; DICE: of their volume."
-    draw_report(
-        folder / "figure.png",
-        volumes=volumes,
-        truth=truth,
-        scores=scores,
-        operator=projections.operator,
-        intensity=window,
-        uncertainty=uncertainty,
-        voxel_size=size,
-        title=title,
-        note=note,
-    )
-
-
-def _write(path: Path, data: Volume, voxel_size: tuple[float, float, float] | None) -> None:
     from microdiffusion_fast.io import write_volume
 
-    write_volume(path, data, voxel_size=voxel_size)
-
-
-def _array(tensor: Tensor) -> Volume:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float32)
+    write_volume(path, data, voxel_size=voxel_size, metadata=metadata)
 
 
 class _Clock:

@@ -15,7 +15,6 @@ class InputError(ValueError):
         self.argument, self.expected, self.got = argument, expected, got
         super().__init__(_line(f"{_cut(argument)}: expected {expected}, got {_cut(str(got))}"))
 
-
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object]]:
         # an exception is rebuilt from `args`, which is one text here: it crosses processes
         return type(self), (self.argument, self.expected, self.got)

@@ -81,6 +81,12 @@ def exact_plan(plan: SamplingPlan, tol: float = TOL) -> SamplingPlan:
     Raises:
         InputError: the whole chain does not forget its start to `tol`: gamma is 0, or too small, or
             0 for too long.
+
+    Examples:
+        >>> from microdiffusion_fast.schedule import make_plan
+        >>> whole = make_plan(1000, sampler="ddpm", gamma=0.9)
+        >>> len(exact_plan(whole, tol=1e-6))
+        8
     """
     count = _steps(plan, number("tol", tol, math.ulp(0.0), math.nextafter(1.0, 0.0)))
     if count is None:

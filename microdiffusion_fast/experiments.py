@@ -12,25 +12,39 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from microdiffusion_fast.cli_support import VOLUME, naming, to_json
-from microdiffusion_fast.demo import score
+from microdiffusion_fast.demo_methods import score
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.experiments_checks import (
+    chosen_schedules,
+    sorted_gammas,
+    sorted_integers,
+)
 from microdiffusion_fast.experiments_cuts import Cuts
-from microdiffusion_fast.experiments_figures import Scene, draw_gammas, draw_step_lengths
+from microdiffusion_fast.experiments_figures import (
+    Scene,
+    draw_gammas,
+    draw_step_lengths,
+    gamma_lines,
+    step_length_lines,
+)
 from microdiffusion_fast.experiments_methods import (
     Task,
     chain_names,
     gamma_tasks,
     step_length_tasks,
 )
+from microdiffusion_fast.experiments_page import Sweeping, sweep_report
 from microdiffusion_fast.experiments_store import Cell, Store, write_csv, write_file, write_json
 from microdiffusion_fast.experiments_subject import Options, Subject
-from microdiffusion_fast.info import machine, versions
+from microdiffusion_fast.info import machine, weights
 from microdiffusion_fast.progress import Progress, ProgressCallback, ProgressEvent
+from microdiffusion_fast.provenance import versions
+from microdiffusion_fast.report_html import render
 from microdiffusion_fast.report_style import Page, save
 from microdiffusion_fast.schedule_gamma import GammaSchedule
 
@@ -47,7 +61,8 @@ class Sweep:
     """What a sweep leaves.
 
     Attributes:
-        folder: holds results.csv, results.json, metrics.json, figure.png, figure.pdf and cells/.
+        folder: holds results.csv, results.json, metrics.json, figure.png, figure.pdf, report.html
+            and cells/.
         rows: one for every method at every parameter, as in results.csv.
         metrics: the contents of `metrics.json`: the rows, and the seconds, machine and versions.
     """
@@ -90,7 +105,7 @@ def sweep_step_length(
             else; the message names it as the command line does.
         Cancelled: the callback returned False.
     """
-    wanted = _sorted_integers("--step-lengths", step_lengths)
+    wanted = sorted_integers("--step-lengths", step_lengths)
     options = Options(
         preset=preset,
         adapt=adapt,
@@ -114,8 +129,16 @@ def sweep_step_length(
         images = {row["step_length"]: cell.images for row, cell in rows if row["method"] == preset}
         note = f"The {preset} preset, from ever fewer projections."
         scene = _scene(subject, cuts, "quality against acquisition speed", note)
-        page = draw_step_lengths(scene, [row for row, _ in rows], images, method=preset)
-        return _finish(store, subject, rows, page)
+        plain = [row for row, _ in rows]
+        page = draw_step_lengths(scene, plain, images, method=preset)
+        shown = Sweeping(
+            parameter="step length",
+            column="step_length",
+            found=rows,
+            method=preset,
+            lines=step_length_lines(plain),
+        )
+        return _finish(store, subject, scene, shown, page)
 
 
 def sweep_gamma(
@@ -144,8 +167,8 @@ def sweep_gamma(
     every gamma, as its clean image is blended with the same weight.
 
     Args:
-        volume, output, preset, adapt, adapt_steps, axial_blur, inr_steps, train_steps, seed,
-            device, progress, callback: as in `sweep_step_length`.
+        volume, output, preset, progress, callback: as in `sweep_step_length`.
+        adapt, adapt_steps, axial_blur, inr_steps, train_steps, seed, device: likewise.
         gammas: weights of the prior in the blend of every state, in [0, 1].
         gamma_schedules: how gamma falls along the chain; each is run at all gammas.
         step_length: slices in one projection.
@@ -158,8 +181,8 @@ def sweep_gamma(
         InputError: as in `sweep_step_length`.
         Cancelled: the callback returned False.
     """
-    values = _sorted_gammas(gammas)
-    schedules = _chosen_schedules(gamma_schedules)
+    values = sorted_gammas(gammas)
+    schedules = chosen_schedules(gamma_schedules)
     if steps is None:
         steps = CHAIN_STEPS if preset == "fast" else "exact"
     elif steps != "exact" and not (type(steps) is int and 1 <= steps <= 1000):
@@ -198,7 +221,15 @@ def sweep_gamma(
         scene = _scene(subject, cuts, "the weight of the prior", note)
         plain = [row for row, _ in rows]
         page = draw_gammas(scene, plain, images, method=method, schedule=schedule)
-        return _finish(store, subject, rows, page)
+        shown = Sweeping(
+            parameter="gamma",
+            column="gamma",
+            found=rows,
+            method=method,
+            lines=gamma_lines(plain, method=method, schedule=schedule),
+            schedule=schedule,
+        )
+        return _finish(store, subject, scene, shown, page)
 
 
 def _run(
@@ -269,11 +300,11 @@ def _rows(tasks: Sequence[Task], cells: Mapping[str, Cell]) -> list[tuple[dict[s
     ]
 
 
-def _finish(
-    store: Store, subject: Subject, found: Sequence[tuple[dict[str, Any], Cell]], page: Page
-) -> Sweep:
-    """Write tables and figure; only `metrics.json` holds what differs from run to run."""
-    rows = [row for row, _ in found]
+def _finish(store: Store, subject: Subject, scene: Scene, shown: Sweeping, page: Page) -> Sweep:
+    """Write tables, figure and page; what differs from run to run is in `metrics.json` and on the
+    page.
+    """
+    rows = [dict(row) for row, _ in shown.found]
     for suffix in ("png", "pdf"):
         write_file(store.folder / f"figure.{suffix}", lambda part: save(page, part))
     write_csv(store.folder / "results.csv", rows)
@@ -282,35 +313,14 @@ def _finish(
         **store.identity,
         "input": subject.name,
         "shape": subject.truth.shape,
-        "rows": [{**row, **cell.notes} for row, cell in found],
-        "seconds": sum(cell.notes.get("seconds", 0.0) for _, cell in found),
+        "rows": [{**row, **cell.notes} for row, cell in shown.found],
+        "seconds": sum(cell.notes.get("seconds", 0.0) for _, cell in shown.found),
+        "weights_sha256": weights()["sha256"],
         "versions": versions(),
         "machine": machine(),
     }
-    write_json(store.folder / "metrics.json", record)
-    return Sweep(store.folder, tuple(rows), to_json(record))
-
-
-def _sorted_integers(argument: str, values: Sequence[int]) -> list[int]:
-    expected = "whole numbers of at least 2, with commas between them"
-    if not values or not all(type(value) is int and value >= 2 for value in values):
-        raise InputError(argument, expected, list(values))
-    return sorted(set(values))
-
-
-def _sorted_gammas(values: Sequence[float]) -> list[float]:
-    expected = "numbers from 0 to 1, with commas between them"
-    good = all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
-    if not values or not good:
-        raise InputError("--gammas", expected, list(values))
-    return sorted({float(value) for value in values})
-
-
-def _chosen_schedules(values: Sequence[str]) -> list[GammaSchedule]:
-    known = get_args(GammaSchedule)
-    for value in values:
-        if value not in known:
-            raise InputError("--gamma-schedules", f"some of {', '.join(known)}", repr(value))
-    if not values:
-        raise InputError("--gamma-schedules", f"some of {', '.join(known)}", "none")
-    return list(dict.fromkeys(values))  # type: ignore[arg-type]
+    plain = to_json(record)
+    html = render(sweep_report(scene, shown, plain))
+    write_file(store.folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
+    write_json(store.folder / "metrics.json", plain)
+    return Sweep(store.folder, tuple(rows), plain)

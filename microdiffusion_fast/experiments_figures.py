@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microdiffusion_fast.experiments_curves import PLOT_HEIGHT, Row, draw_curves, make_line
+from microdiffusion_fast.experiments_curves import PLOT_HEIGHT, Line, Row, draw_curves, make_line
 from microdiffusion_fast.experiments_cuts import Cuts
 from microdiffusion_fast.report_style import (
     ACCENT,
@@ -80,12 +80,17 @@ def draw_step_lengths(
     ]
     columns.append(_Column("truth", "every slice recorded", scene.cuts.take(scene.truth), INK))
     page, top = _draw_images(scene, columns)
-    methods = dict.fromkeys(row["method"] for row in rows)
-    lines = [
-        make_line([row for row in rows if row["method"] == name], "step_length") for name in methods
-    ]
+    lines = step_length_lines(rows)
     draw_curves(page, top, lines, "step length = acquisition speed-up", sorted(images))
     return page
+
+
+def step_length_lines(rows: Sequence[Row]) -> list[Line]:
+    """The curves of a sweep over step lengths, one a method."""
+    return [
+        make_line([row for row in rows if row["method"] == name], "step_length")
+        for name in dict.fromkeys(row["method"] for row in rows)
+    ]
 
 
 def draw_gammas(
@@ -118,6 +123,13 @@ def draw_gammas(
     ]
     columns.append(_Column("truth", "", scene.cuts.take(scene.truth), INK))
     page, top = _draw_images(scene, columns)
+    lines = gamma_lines(rows, method=method, schedule=schedule)
+    draw_curves(page, top, lines, "gamma: weight of the prior in every blend", None)
+    return page
+
+
+def gamma_lines(rows: Sequence[Row], *, method: str, schedule: str) -> list[Line]:
+    """The curves of a sweep over gammas: `method` with every schedule, the others with one."""
     kinds = list(dict.fromkeys(row["gamma_schedule"] for row in rows if row["gamma_schedule"]))
     lines = []
     for name in dict.fromkeys(row["method"] for row in rows):
@@ -126,8 +138,7 @@ def draw_gammas(
             if found:
                 told = kind if name == method and len(kinds) > 1 else None
                 lines.append(make_line(found, "gamma", schedule=told))
-    draw_curves(page, top, lines, "gamma: weight of the prior in every blend", None)
-    return page
+    return lines
 
 
 def _psnr(row: Row) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from microdiffusion_fast.demo import baselines
+from microdiffusion_fast.demo_methods import baselines
 from microdiffusion_fast.experiments_networks import FastNetwork, PaperNetwork, fit_fourier
 from microdiffusion_fast.experiments_store import Store
 from microdiffusion_fast.experiments_subject import Options

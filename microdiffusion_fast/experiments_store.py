@@ -165,13 +165,6 @@ class Store:
             raise InputError(OUTPUT, expected, got)
 
 
-def array_hash(data: np.ndarray) -> str:
-    """SHA-256 of an array: its shape, its type and its values."""
-    digest = hashlib.sha256(f"{data.shape} {data.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(data).data)
-    return digest.hexdigest()
-
-
 def write_json(path: Path, record: Any) -> None:
     """Write JSON, whole or not at all."""
     text = json.dumps(to_json(record), indent=2, allow_nan=False) + "\n"

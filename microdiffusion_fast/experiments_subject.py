@@ -15,10 +15,10 @@ from microdiffusion_fast.adaptation import AdaptOptions
 from microdiffusion_fast.cli_support import VOLUME, naming, read_image
 from microdiffusion_fast.device import resolve_device
 from microdiffusion_fast.errors import InputError
-from microdiffusion_fast.experiments_store import array_hash
 from microdiffusion_fast.inr import INROptions
 from microdiffusion_fast.projection_checks import as_images, check_images
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.provenance import array_hash
 from microdiffusion_fast.report_style import Volume
 from microdiffusion_fast.simulate import simulate_projections
 

@@ -46,6 +46,15 @@ class AxialProjection:
     Raises:
         InputError: if the geometry is not possible.
 
+    Examples:
+        >>> import torch
+        >>> A = AxialProjection(depth=6, step_length=3)
+        >>> x = torch.arange(6.0)[:, None, None]
+        >>> A(x).flatten().tolist()
+        [1.0, 4.0]
+        >>> A.pseudo_inverse(A(x)).flatten().tolist()
+        [1.0, 1.0, 1.0, 4.0, 4.0, 4.0]
+
     Source: MicroDiffusion (arXiv 2403.10815), section 3.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import pkgutil
@@ -13,11 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Optional packages and what each one is good for.
-EXTRAS = {
-    "imagecodecs": "LZW, JPEG 2000 and other TIFF compressions",
-    "skimage": "checks of the metrics in the test suite",
-}
+from microdiffusion_fast.info_extras import NATIVE, TINYCUDANN, collect_extras, cuda_line
+from microdiffusion_fast.provenance import versions
+
 WEIGHTS = Path(__file__).parent / "weights" / "prior.safetensors"
 
 
@@ -25,8 +22,9 @@ def collect_info() -> dict[str, Any]:
     """Versions, devices and backends of this installation, as plain JSON values.
 
     Returns:
-        "versions", "machine", "cuda", "backends" (each with `available` and `reason`), "ops" (the
-        backend of every kernel on each device), "extras" and "weights".
+        "versions", "machine", "cuda", "backends" (each with `available`, `reason` and `install`,
+        the command that mends it), "ops" (the backend of every kernel on each device), "extras"
+        (`info_extras.collect_extras`) and "weights".
     """
     backends = {"native": _native(), "triton": _triton(), "tinycudann": _tinycudann()}
     return {
@@ -35,19 +33,8 @@ def collect_info() -> dict[str, Any]:
         "cuda": _cuda(),
         "backends": backends,
         "ops": _ops(),
-        "extras": {name: _version(name) for name in EXTRAS},
-        "weights": _weights(),
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides a result, None where it is absent."""
-    names = ("torch", "numpy", "zarr", "tifffile", "safetensors", "triton")
-    found = {name: _version(name) for name in names}
-    return {
-        "microdiffusion_fast": _version("microdiffusion-fast"),
-        "python": platform.python_version(),
-        **found,
+        "extras": collect_extras(),
+        "weights": weights(),
     }
 
 
@@ -91,25 +78,22 @@ def info_lines(info: dict[str, Any]) -> list[str]:
     lines += [f"{'CUDA':<20} {', '.join(cuda['devices']) or 'not used: ' + cuda['reason']}"]
     lines += ["", "backends"]
     for name, state in info["backends"].items():
-        found = f"available, {state['isa']}" if "isa" in state else "available"
+        found = f"used, {state['isa']}" if "isa" in state else "used"
         lines.append(f"  {name:<18} {found if state['available'] else state['reason']}")
     lines += ["", "kernels"]
     for name, used in info["ops"].items():
         lines.append(f"  {name:<18} " + ", ".join(f"{d}: {backend}" for d, backend in used.items()))
-    lines += ["", "optional packages"]
-    for name, version in info["extras"].items():
-        lines.append(f"  {name:<18} {version or 'absent'} ({EXTRAS[name]})")
-    weights = info["weights"]
-    about = weights["reason"] or f"{weights['bytes']:,} bytes, sha256 {weights['sha256'][:16]}"
+    lines += ["", "extras"]
+    for name, extra in info["extras"].items():
+        about = f"{extra['version'] or ''} {extra['reason'] or 'used'}".strip()
+        lines.append(f"  {name:<18} {about} ({extra['purpose']})")
+    shipped = info["weights"]
+    about = shipped["reason"] or f"{shipped['bytes']:,} bytes, sha256 {shipped['sha256'][:16]}"
     lines += ["", f"{'denoiser weights':<20} {about}"]
-    return lines
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version({"skimage": "scikit-image"}.get(name, name))
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    missing = {"CUDA": cuda, **info["backends"], **info["extras"]}
+    mends = [(name, state["install"]) for name, state in missing.items() if state["install"]]
+    lines += ["", "to install what is missing" if mends else "nothing is missing"]
+    return lines + [f"  {name:<18} {command}" for name, command in mends]
 
 
 def _processor() -> str:
@@ -127,22 +111,25 @@ def _cuda() -> dict[str, Any]:
     import torch
 
     if torch.version.cuda is None:
-        return {"available": False, "reason": "this torch is a CPU build", "devices": []}
+        reason = "this torch is a CPU build"
+        mend = cuda_line(reason)
+        return {"available": False, "reason": reason, "install": mend, "devices": []}
     if not torch.cuda.is_available():
         reason = f"torch is built for CUDA {torch.version.cuda}, but finds no NVIDIA driver or GPU"
-        return {"available": False, "reason": reason, "devices": []}
+        return {"available": False, "reason": reason, "install": None, "devices": []}
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"available": True, "reason": None, "devices": devices}
+    return {"available": True, "reason": None, "install": None, "devices": devices}
 
 
-def _state(reason: str | None) -> dict[str, Any]:
-    return {"available": reason is None, "reason": reason}
+def _state(reason: str | None, install: str | None = None) -> dict[str, Any]:
+    return {"available": reason is None, "reason": reason, "install": install}
 
 
 def _native() -> dict[str, Any]:
     from microdiffusion_fast.kernels import _backend
 
-    state = _state(_backend.native_missing)
+    missing = _backend.native_missing
+    state = _state(missing, NATIVE if missing else None)
     if _backend.native is not None:
         state["isa"] = _backend.native.isa()
     return state
@@ -151,15 +138,19 @@ def _native() -> dict[str, Any]:
 def _triton() -> dict[str, Any]:
     if not any(_triton_kernel(name) for name in _kernels()):
         return _state("not used: this version has no Triton kernels")
-    if importlib.util.find_spec("triton") is None:
-        return _state("not installed: it comes with the CUDA builds of torch on Linux")
     cuda = _cuda()
+    if importlib.util.find_spec("triton") is None:
+        mend = "pip install triton" if cuda["available"] else None
+        return _state("not installed: it comes with the CUDA builds of torch on Linux", mend)
     return _state(None if cuda["available"] else f"not used: {cuda['reason']}")
 
 
 def _tinycudann() -> dict[str, Any]:
     if importlib.util.find_spec("tinycudann") is None:
-        return _state("not found (optional): the hash encoding of this package takes its place")
+        mend = TINYCUDANN if _cuda()["available"] else None
+        return _state(
+            "not found (optional): the hash encoding of this package takes its place", mend
+        )
     if not _cuda()["available"]:
         return _state("not used: it needs a CUDA device")
     try:
@@ -201,7 +192,8 @@ def _ops() -> dict[str, dict[str, str]]:
     return result
 
 
-def _weights() -> dict[str, Any]:
+def weights() -> dict[str, Any]:
+    """Size and hash of the shipped weights, or why there are none."""
     if not WEIGHTS.is_file():
         return {"reason": "absent: no weights were installed", "bytes": None, "sha256": None}
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()

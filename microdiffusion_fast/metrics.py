@@ -70,6 +70,13 @@ def evaluate(
     Raises:
         InputError: see the module.
 
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> truth = rng.random((8, 32, 32))
+        >>> found = evaluate(truth + 0.01 * rng.standard_normal(truth.shape), truth)
+        >>> round(found.psnr), found.ssim > 0.99
+        (40, True)
+
     Source: MicroDiffusion (arXiv 2403.10815), supplement, evaluation metrics.
     """
     pair = Pair.of(reference, test)
@@ -90,7 +97,7 @@ def intensity_window(reference: Array) -> tuple[float, float]:
 
     Raises:
         InputError: if the two are equal (a constant or almost constant volume), or values are not
-        finite.
+            finite.
     """
     low, high = percentiles(as_volume("reference", reference), (0.1, 99.9))
     if not low < high:

@@ -15,6 +15,7 @@ from .inference import StackDenoiser
 from .inr import INROptions, fit_inr
 from .preset import Prepared, Request, noise_to_signal
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
+from .tensor_files import digest
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
 MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
@@ -79,6 +80,7 @@ def prepare_fast(asked: Request) -> Prepared:
     else:
         plan = chain = plan_of(MEAN_STEPS if steps is None else steps)
     network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
+    weights = digest(network.state_dict())
     images = images.to(asked.device)
 
     with asked.timed("prior"):
@@ -139,6 +141,7 @@ def prepare_fast(asked: Request) -> Prepared:
             "adapt_steps": budget.steps if adapts else 0,
             "axial_blur": adapted.axial_blur,
             "denoiser": "shipped" if asked.denoiser is None else str(asked.denoiser),
+            "denoiser_sha256": weights,
             "prior": "INR" if asked.prior is None else "given",
             "intensity_range": [low, high],
         },

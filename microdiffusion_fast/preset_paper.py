@@ -18,6 +18,7 @@ from .paper_checkpoint import PaperModel, load_paper
 from .paper_training import PaperTraining, train_paper
 from .preset import Prepared, Request, noise_to_signal
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan
+from .tensor_files import digest
 
 
 def prepare_paper(asked: Request) -> Prepared:
@@ -104,6 +105,7 @@ def prepare_paper(asked: Request) -> Prepared:
             "consistency": consistency,
             "adapt": False,
             "denoiser": "trained here" if asked.denoiser is None else str(asked.denoiser),
+            "denoiser_sha256": digest(model.denoiser.state_dict()),
             "trained": {
                 "steps": model.step,
                 "of": model.training.steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,12 @@ class Projections:
 
         Raises:
             InputError: naming the argument, what was expected and what came.
+
+        Examples:
+            >>> images = np.random.default_rng(0).random((4, 16, 16))
+            >>> stack = Projections.from_any(images, step_length=6)
+            >>> stack.depth, stack.stride
+            (24, 6)
         """
         given = {
             "step_length": step_length,
@@ -175,11 +181,18 @@ class Projections:
             raise InputError("low, high", "percentiles with 0 <= low < high <= 100", (low, high))
         return percentile_range(self.images.detach().cpu().numpy(), low, high)
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write images and geometry in the format of the suffix; `from_any(path)` reads both.
 
         The z spacing of the file is that of the projections, stride * voxel z; the voxel size of
-        the volume goes with the geometry into the metadata.
+        the volume goes with the geometry into the metadata, and `provenance`, JSON values on where
+        the images came from.
 
         Raises:
             InputError: where the output exists (without `overwrite`) or cannot be written.
@@ -211,6 +224,7 @@ class Projections:
             "depth": self.depth,
             "voxel_size": self.voxel_size,
             "dtype": self.dtype,
+            "provenance": dict(provenance or {}),
         }
 
 

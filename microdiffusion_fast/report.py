@@ -198,7 +198,7 @@ def _draw_errors(
     left = LEFT + place * (PANEL + GAP)
     if uncertainty is not None:
         axes = page.panel(place, top, tall)
-        factor = _brightening(uncertainty * scale, limit)
+        factor = brightening(uncertainty * scale, limit)
         shown = uncertainty * (scale * factor)
         show(axes, shown, row.extent, (0.0, limit), cmap="magma")
         words = "uncertainty (std. dev.)" + (f" x {factor:g}" if factor > 1 else "")
@@ -215,7 +215,8 @@ def _draw_errors(
         side.set_visible(False)
 
 
-def _brightening(values: Volume, limit: float) -> float:
+def brightening(values: Volume, limit: float) -> float:
+    """The largest round factor, up to 100, that keeps values within a limit."""
     high = float(np.percentile(values, 99.5))
     steps = [1, 2, 5, 10, 20, 50, 100]
     return max((step for step in steps if 0 < step * high <= limit), default=1)

@@ -142,14 +142,19 @@ def contrast(image: Volume, brightest: float = 99.8) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
+def bar_length(width: float) -> float:
+    """A round length, about a quarter of the width."""
+    wanted = width / 4
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return max(step * power for step in (1, 2, 5) if step * power <= wanted)
+
+
 def scale_bar(axes: Axes, extent: tuple[float, float], unit: str = "µm") -> None:
     """A bar of a round length, about a quarter of the width."""
     from matplotlib.patheffects import withStroke
 
     height, width = extent
-    wanted = width / 4
-    power = 10 ** math.floor(math.log10(wanted))
-    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    length = bar_length(width)
     x, y = 0.05 * width, height - 0.06 * width
     edge = [withStroke(linewidth=1.6, foreground="black")]  # bright tissue may lie behind it
     bar: dict[str, Any] = {"color": "white", "path_effects": edge}

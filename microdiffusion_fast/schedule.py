@@ -229,6 +229,11 @@ def make_plan(
     Raises:
         InputError: an option is out of range, or given for a sampler that does not use it.
 
+    Examples:
+        >>> plan = make_plan(4, sampler="ddim", gamma=0.1)
+        >>> len(plan), [int(t) for t in plan.timesteps]
+        (4, [1000, 667, 334, 1])
+
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 7; Song et al. 2021 (arXiv 2010.02502) eqs. 12
         and 16; Lu et al. 2022 (arXiv 2211.01095) algorithm 2; Salimans and Ho 2022 (arXiv
         2202.00512) for v; MicroDiffusion (arXiv 2403.10815) for gamma.

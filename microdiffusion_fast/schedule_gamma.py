@@ -33,6 +33,10 @@ def gamma_schedule(kind: GammaSchedule, gamma: float, total: int = 1000) -> tupl
 
     Raises:
         InputError: an unknown kind, or a number out of range.
+
+    Examples:
+        >>> gamma_schedule("linear", 0.4, total=5)
+        (0.4, 0.30000000000000004, 0.2, 0.1, 0.0)
     """
     choice("gamma_schedule", kind, get_args(GammaSchedule))
     most = number("gamma", gamma, 0.0, 1.0)

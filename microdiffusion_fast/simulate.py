@@ -71,6 +71,11 @@ def simulate_volume(
     Raises:
         InputError: an unknown kind, a shape that is not three sizes of at least 8, a negative
             seed, or a morphology of another kind.
+
+    Examples:
+        >>> volume = simulate_volume("vessels", (12, 32, 32), seed=1)
+        >>> volume.shape, bool(0 <= volume.min() and volume.max() <= 1)
+        ((12, 32, 32), True)
     """
     size = _check_shape(shape)
     rng = _generator(seed)
@@ -181,6 +186,12 @@ def simulate_projections(
     Raises:
         InputError: a volume that is not three-dimensional and finite, or a geometry that does
             not fit in it.
+
+    Examples:
+        >>> volume = simulate_volume("nuclei", (12, 32, 32), seed=1)
+        >>> stack = simulate_projections(volume, step_length=6, voxel_size=(1.0, 0.5, 0.5))
+        >>> tuple(stack.images.shape), stack.depth
+        ((2, 32, 32), 12)
     """
     import torch
 

@@ -13,6 +13,7 @@ import torch
 from .denoiser import Denoiser, DenoiserConfig, grown, load_denoiser, save_denoiser
 from .errors import InputError
 from .progress import Progress, ProgressCallback
+from .provenance import versions
 from .schedule import NoiseSchedule
 from .simulate import random_volume
 from .tensor_files import write_tensors
@@ -178,7 +179,8 @@ class _Run(TrainingState):
         """Write the averaged weights."""
         averaged = Denoiser(self.denoiser.config)
         averaged.load_state_dict(self.averaged)
-        card = {"recipe": json.dumps(asdict(self.config)), "step": str(self.step)}
+        recipe = json.dumps(asdict(self.config))
+        card = {"recipe": recipe, "step": str(self.step), "versions": json.dumps(versions())}
         save_denoiser(self.path, averaged, card)
 
     def resume(self) -> None:

@@ -19,7 +19,7 @@ NATIVE = f"{PACKAGE}._native"
 # The order in which data flows; a module imports from its own layer and those before it. A module
 # that is not listed is outermost, like the last layer: list it here when an inner one needs it.
 LAYERS: list[set[str]] = [
-    {"errors", "progress", "device", "records", "tensor_files"},
+    {"errors", "progress", "device", "records", "tensor_files", "provenance"},
     {
         "projections",
         "projection_checks",
@@ -57,7 +57,7 @@ OUTERMOST = len(LAYERS) - 1
 SAMPLER_NEVER = {"inr", "io", "projections"}
 KERNELS_MAY = {"torch", "numpy"} | set(sys.stdlib_module_names)
 HEAVY = {"triton", "tinycudann", "matplotlib", "dask", "zarr", "tifffile", "typer", "rich"}
-HEAVY |= {"skimage", "napari", "qtpy", "diffusers", "torchmetrics"}
+HEAVY |= {"PIL", "skimage", "napari", "qtpy", "diffusers", "torchmetrics"}
 HEAVY |= {"distributed", "dask_jobqueue", "dask_cuda"}
 
 

@@ -49,6 +49,11 @@ def axial_projection(
         TypeError: if `x` is no dense floating-point tensor, or a number or weight is of another
             kind.
 
+    Examples:
+        >>> x = torch.arange(6.0)[:, None, None]
+        >>> axial_projection(x, [0.5, 0.5], stride=2, start=0, count=3).flatten().tolist()
+        [0.5, 2.5, 4.5]
+
     Source: MicroDiffusion (arXiv 2403.10815), section 3.
     """
     checks.tensor("x", x, ndim=3, floating=True)

@@ -219,6 +219,14 @@ def blended_step(
             traces, and on the meta device, memory and the numbers of the table are not looked at.
         TypeError: an argument is no dense floating-point tensor, or a number of another kind.
 
+    Examples:
+        >>> from microdiffusion_fast.schedule import make_plan
+        >>> plan = make_plan(1, gamma=0.25)
+        >>> x, x0 = torch.randn(2, 4, 4), torch.full((2, 4, 4), 0.5)
+        >>> blended_step(x, torch.zeros_like(x), x0, plan.table, torch.tensor(0))
+        >>> bool(((x - 0.5).abs() < 1e-6).all())  # the last state is the clean volume
+        True
+
     Source: see `blended_step_reference`.
     """
     present = {"prior": prior, "cond": cond}

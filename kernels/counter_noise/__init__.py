@@ -116,6 +116,13 @@ def counter_noise(
             bytes, or the device is unknown.
         TypeError: an argument is not of integers.
 
+    Examples:
+        >>> whole = counter_noise((4, 8, 8), seed=7, step=3)
+        >>> place = {"offset": (2, 0, 0), "volume_shape": (4, 8, 8)}
+        >>> part = counter_noise((2, 8, 8), seed=7, step=3, **place)
+        >>> bool((whole[2:] == part).all())
+        True
+
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10);
         Box and Muller 1958, eq. 1.
     """

@@ -42,8 +42,13 @@ def hash_encoding(positions: Tensor, table: Tensor, spec: HashGridSpec) -> Tenso
         the backward pass gives the same bits each run.
 
     Raises:
-        ValueError: if a shape does not fit the spec, or the devices differ. TypeError: for other
-        types.
+        ValueError: if a shape does not fit the spec, or the devices differ.
+        TypeError: for other types.
+
+    Examples:
+        >>> spec = HashGridSpec(n_levels=2, n_features=2, log2_hashmap_size=8)
+        >>> hash_encoding(torch.rand(5, 3), torch.zeros(spec.n_params), spec).shape
+        torch.Size([5, 4])
 
     Source: Mueller et al. 2022, ACM TOG 41(4), section 3.
     """

@@ -103,6 +103,12 @@ def evaluate_sums(
         ValueError: if shapes or devices differ, a volume is empty or not 3D (there are no extremes
             of nothing), values or the map are not finite, or limits are out of order.
         TypeError: if a volume is no dense tensor of real numbers, or an option no number.
+
+    Examples:
+        >>> x, y = torch.zeros(2, 4, 4), torch.full((2, 4, 4), 0.5)
+        >>> sums = evaluate_sums(x, y, histograms=False)
+        >>> sums.sse.tolist()  # of each slice
+        [4.0, 4.0]
     """
     _check_volumes(reference, test)
     bounds = None if clip is None else checks.limits("clip", clip, _LIMITS)

@@ -59,6 +59,11 @@ def windowed_ssim(
         TypeError: if a volume is no dense tensor of real numbers or boolean, or an option is of
             another kind.
 
+    Examples:
+        >>> x = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> windowed_ssim(x, x, data_range=1.0).tolist()
+        [1.0, 1.0]
+
     Source: Wang et al. 2004, IEEE TIP 13(4), equation 13; scikit-image's `structural_similarity`.
     """
     for name, volume in (("reference", reference), ("test", test)):

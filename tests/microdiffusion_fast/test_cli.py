@@ -47,6 +47,7 @@ class Quick:
     timings: dict[str, float] = field(default_factory=lambda: {"inr": 0.1, "sample": 0.2})
     parameters: dict[str, Any] = field(default_factory=lambda: {"gamma": (0.5, 0.9)})
     adaptation: dict[str, Any] = field(default_factory=lambda: FOUND)
+    provenance: dict[str, Any] = field(default_factory=lambda: {"seed": 0})
 
     def __post_init__(self) -> None:
         made = demo.baselines(self.projections)

@@ -200,7 +200,12 @@ def test_killed_again_and_again(gammas: Sweep, truth: np.ndarray, tmp_path: Path
     assert final(out) == final(gammas.folder)
     assert without_clock(out) == without_clock(gammas.folder)
     names = {path.name for path in out.iterdir()}
-    assert names == {*FINAL, "metrics.json", "cells"}  # nothing of the killed runs is left
+    assert names == {
+        *FINAL,
+        "metrics.json",
+        "report.html",
+        "cells",
+    }  # nothing of the killed runs is left
     assert not list((out / "cells").glob("*.partial"))
 
 
