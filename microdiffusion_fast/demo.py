@@ -52,7 +52,7 @@ class Demo:
     metrics: dict[str, Any]
 
 
-__all__ = ["FILES", "SAMPLES", "Demo", "baselines", "run_demo", "score"]
+__all__ = ["FILES", "Demo", "baselines", "run_demo", "score"]
 
 
 def run_demo(

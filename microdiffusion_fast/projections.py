@@ -200,8 +200,9 @@ class Projections:
         from microdiffusion_fast.io import write_volume
 
         data = self.images.detach().cpu().numpy()
+        metadata = {**self.metadata, "provenance": dict(provenance or {})}
         return write_volume(
-            path, data, voxel_size=self.spacing, overwrite=overwrite, metadata=self.metadata
+            path, data, voxel_size=self.spacing, overwrite=overwrite, metadata=metadata
         )
 
     @property
@@ -224,7 +225,6 @@ class Projections:
             "depth": self.depth,
             "voxel_size": self.voxel_size,
             "dtype": self.dtype,
-            "provenance": dict(provenance or {}),
         }
 
 
