@@ -200,7 +200,8 @@ def _slurm(count: int) -> Any:
     except ValueError as error:
         expected = "cores and memory of a job in Dask's configuration (jobqueue.slurm)"
         raise InputError("scheduler", expected, str(error).splitlines()[0]) from error
-    cluster.scale(jobs=count)
+    # a job that ends, by its time limit or by a fault, is submitted again
+    cluster.adapt(minimum_jobs=count, maximum_jobs=count)
     return cluster
 
 
