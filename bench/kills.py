@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Case:
             **options,
         )
 
+    def part(self, output: str, number: int, parts: int) -> None:
+        self.run(output, shard=f"{number}/{parts}" if parts > 1 else None)
+
     def digest_of(self, output: str) -> str:
         found = hashlib.sha256()
         for file in sorted(path for path in (self.folder / output).rglob("*/*") if path.is_file()):
@@ -107,11 +111,7 @@ def processes(case: Case, parts: int) -> dict[str, int]:
         output = f"{parts}.{case.volumes}.zarr"
         waiting = set(range(1, parts + 1))
         while waiting:
-            shards = {number: f"{number}/{parts}" if parts > 1 else None for number in waiting}
-            children = {
-                fork(lambda shard=shard: case.run(output, shard=shard)): number  # type: ignore[misc]
-                for number, shard in shards.items()
-            }
+            children = {fork(partial(case.part, output, i, parts)): i for i in sorted(waiting)}
             if case.kills < KILLS:
                 time.sleep(case.random.uniform(0, case.seconds))
                 os.kill(case.random.choice(list(children)), signal.SIGKILL)
