@@ -1,6 +1,6 @@
 """`kill -9` at random moments, twenty times each: the process, one part of three, a Dask worker.
 
-    python -m bench.kills -o bench/results/kills.json
+    python -m bench.kills process parts workers -o bench/results/kills.json
 
 A small stack and a small network, so that what is tested is everything but the arithmetic. After
 each kill the volume must not be there, or be complete; each volume that comes out in the end must
@@ -155,23 +155,29 @@ def workers(case: Case) -> dict[str, int]:
     return case.record()
 
 
+WHO: dict[str, Callable[[Case], dict[str, int]]] = {
+    "process": partial(processes, parts=1),
+    "parts": partial(processes, parts=3),
+    "workers": workers,
+}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("who", nargs="+", choices=WHO)
+    parser.add_argument("-o", "--output", type=Path, help="JSON; what others left there stays")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        case = Case(Path(folder))
-        found = {
-            "process": processes(case, 1),
-            "one of three parts": processes(case, 3),
-            "one of two Dask workers": workers(case),
-        }
-    text = json.dumps({**describe(), "same_bits": True, "killed": found}, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    found: dict[str, Any] = {}
+    if arguments.output and arguments.output.exists():
+        found = json.loads(arguments.output.read_text(encoding="utf-8"))
+    for who in arguments.who:
+        with tempfile.TemporaryDirectory() as folder:
+            found[who] = {**WHO[who](Case(Path(folder))), "same_bits": True, **describe()}
+        print(who, found[who])
+        if arguments.output:
+            arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def _worded(client: Any) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        expected = "workers that live (their logs say more; have they the memory?)"
+        expected = "workers that live (their logs say more: have they this package, and memory?)"
         got = f"several that died with the same tile, the last {error.last_worker.address}"
         raise InputError("scheduler", expected, f"{got}; what is finished is kept") from error
     except (CancelledError, CommClosedError, TimeoutError) as error:

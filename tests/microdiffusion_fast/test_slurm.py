@@ -42,22 +42,22 @@ def sh(*words: str) -> str:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("slurm")
-    before = os.environ.get("SLURM_CONF")
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         start = subprocess.run(
             ["bash", str(RECIPE), "start", str(folder), "2"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=90,
         )  # fmt: skip
-        if start.returncode:
-            pytest.skip(f"Slurm does not start here ({start.stderr.strip()})")
-        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-        yield
-        subprocess.run(["scancel", "--user", "root"], check=False)
-    finally:
-        subprocess.run(["bash", str(RECIPE), "stop", str(folder)], check=False)
-        os.environ.pop("SLURM_CONF", None)
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
+        try:
+            if start.returncode:
+                pytest.skip(f"Slurm does not start here ({start.stderr.strip()})")
+            patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+            if paths := os.environ.get("PYTHONPATH"):  # jobs run in folders of their own
+                absolute = (str(Path(path).resolve()) for path in paths.split(os.pathsep))
+                patch.setenv("PYTHONPATH", os.pathsep.join(absolute))
+            yield
+            subprocess.run(["scancel", "--user", "root"], check=False)
+        finally:
+            subprocess.run(["bash", str(RECIPE), "stop", str(folder)], check=False)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
