@@ -218,6 +218,7 @@ def reconstruct(
     memory: option.Memory = None,
     plan: option.Plan = False,
     fresh: option.Fresh = False,
+    dtype: option.StoredAs = "float32",
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
@@ -268,12 +269,14 @@ def reconstruct(
             memory=memory,
             plan=plan,
             fresh=fresh,
+            dtype=dtype,
             overwrite=overwrite,
             quiet=quiet,
         )
         return
-    if fresh:
-        raise InputError("--fresh", "--memory with it", "none")
+    for name, value in (("--fresh", fresh), ("--dtype uint16", dtype == "uint16")):
+        if value:
+            raise InputError(name, "--memory with it", "none")
     stream.refuse_too_large(
         projections,
         support.PROJ,

@@ -8,6 +8,7 @@ states with linear interpolation in place of the INR.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,7 @@ def reconstruct_stored(
     memory: str | None,
     plan: bool,
     fresh: bool,
+    dtype: Literal["float32", "uint16"],
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -150,6 +152,7 @@ def reconstruct_stored(
             seed=seed,
             device=device,
             memory=memory or _DEFAULT,
+            dtype=dtype,
             resume=not fresh,
             overwrite=overwrite,
             plan_only=plan,
@@ -169,6 +172,9 @@ def reconstruct_stored(
     if not done.tiles:
         print(f"{output} is complete already: {z} x {y} x {x}")
         return
+    if done.parameters.get("clipped"):
+        count = done.parameters["clipped"]
+        print(f"warning: {count:,} voxels lie outside of what uint16 spans here", file=sys.stderr)
     again = (
         f", {done.resumed:,} of {done.tiles:,} tiles from an earlier run" if done.resumed else ""
     )
