@@ -8,9 +8,10 @@ that are needed soonest first; the plan says when each will be needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise, product
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise, product, zip_longest
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from .tiling_windows import Box, Span
 
 CELL = (8, 64, 64)  # smaller chunks are read about this many pixels together
 
+T = TypeVar("T")
 Place = tuple[int, int, int]
 
 
@@ -121,6 +123,17 @@ class TileReader:
         z, y, x = (by_cell[i] for by_cell, i in zip(self._users, place, strict=True))
         users = ((j * wide + k) * deep + i for i in z for j in y for k in x)
         return min((user for user in users if user > number), default=None)
+
+
+def ahead(boxes: Sequence[Box], read: Callable[[Box], T]) -> Iterator[T]:
+    """What `read` gives for each box, in order; a thread reads the next one meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
+        following: Future[T] | None = None
+        for box, after in zip_longest(boxes, boxes[1:]):
+            found = (following or thread.submit(read, box)).result()
+            following = None if after is None else thread.submit(read, after)
+            yield found
+            del found  # whoever took it may drop it before the next one comes
 
 
 def pixels_to_decode(stack: StoredStack, plan: TilePlan, *, keep: int) -> int:

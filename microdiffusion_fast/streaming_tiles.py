@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .device import resolve_device
@@ -33,6 +32,7 @@ from .store_reader import TileReader
 from .store_shards import ShardWriter
 from .store_source import open_stack
 from .streaming_prepare import Prepared
+from .streaming_upload import Uploaded, Uploader
 from .tile_reconstruction import TileRecipe, reconstruct_tile
 from .tiling import TilePlan
 
@@ -143,11 +143,15 @@ class TileWorker:
             raise InputError("output", "a run that is prepared", str(job.folder))
         ready.denoiser.to(self.place)
         stack = open_stack(job.source)
+        integers = job.layout.dtype == "uint16"
+        self.scaling = ready.scaling(job.operator.step_length) if integers else None
         self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
         self.reader = TileReader(stack, job.plan, keep=job.keep)
         self.shards = ShardWriter(job.folder, job.layout, job.token)
+        self.uploader = Uploader(self.place)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")  # all reads, in order
-        self._ahead: tuple[int, Future[tuple[NDArray[Any], int]]] | None = None
+        self._ahead: tuple[int, Future[tuple[Uploaded, int]]] | None = None
+        self._halved = False
 
     def __enter__(self) -> TileWorker:
         return self
@@ -177,30 +181,54 @@ class TileWorker:
         begun = time.perf_counter()
         plan = self.job.plan
         tile = plan[number]
-        images, pixels = self._images(number)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != number:
+            ahead = number, self._thread.submit(self._read, number)
+        images, pixels = ahead[1].result()
+        del ahead  # the projections are gone when they are no longer needed
         if following is not None:
             self._ahead = following, self._thread.submit(self._read, following)
         with _threads(self.job.threads):
-            core, _ = reconstruct_tile(tile, images.to(self.place), self.recipe)
+            core = self._compute(number, images)
+        del images
         if not bool(core.sum(dtype=torch.float64).isfinite()):  # without a copy
             z, y, x = (f"{span.start}:{span.stop}" for span in tile.core)
             got = f"NaN or Inf in tile {number}, voxels [{z}, {y}, {x}]"
             raise InputError("denoiser", "weights that give finite intensities", got)
-        self.shards.write(tile.core, core.cpu().numpy(), plan.shards_of(tile))
+        self.shards.write(tile.core, core.numpy(), plan.shards_of(tile), scaling=self.scaling)
         return TileReceipt(number, pixels, time.perf_counter() - begun)
 
-    def _images(self, number: int) -> tuple[Tensor, int]:
-        """Float32 projections of a tile, and how many pixels were decoded for them."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == number:
-            block, pixels = ahead[1].result()
-        else:
-            block, pixels = self._thread.submit(self._read, number).result()
-        return torch.from_numpy(block.astype(np.float32, copy=False)), pixels
-
-    def _read(self, number: int) -> tuple[NDArray[Any], int]:
+    def _read(self, number: int) -> tuple[Uploaded, int]:
+        """Projections of a tile, and how many pixels were decoded for them."""
         before = self.reader.pixels
-        return self.reader.read(number), self.reader.pixels - before
+        block = self.reader.read(number)
+        return self.uploader.send(block), self.reader.pixels - before
+
+    def _compute(self, number: int, images: Uploaded) -> Tensor:
+        """The core of a tile, on the host; in two halves from the first that a GPU had no room for.
+
+        Raises:
+            InputError: there is no room for half a tile either.
+        """
+        tile = self.job.plan[number]
+        if not self._halved:
+            try:
+                core, _ = reconstruct_tile(tile, images.wait(), self.recipe)
+                return core.cpu()
+            except torch.cuda.OutOfMemoryError:
+                self._halved = True
+        torch.cuda.empty_cache()
+        whole = torch.empty(tile.core.shape)
+        block = self._thread.submit(self.reader.read, number).result()  # the images are overwritten
+        for half in self.job.plan.halves(tile):
+            part = torch.from_numpy(block[half.read.within(tile.read)].astype(np.float32))
+            try:
+                core, _ = reconstruct_tile(half, part.to(self.place), self.recipe)
+            except torch.cuda.OutOfMemoryError as error:
+                expected = "a budget whose tiles fit into the device twice over"
+                raise InputError("memory", expected, f"{error}".partition("\n")[0]) from error
+            whole[half.core.within(tile.core)] = core.cpu()
+        return whole
 
 
 @contextmanager

@@ -144,6 +144,24 @@ class TilePlan:
     def __iter__(self) -> Iterator[Tile]:
         return (self[number] for number in range(len(self)))
 
+    def halves(self, tile: Tile) -> tuple[Tile, Tile]:
+        """A tile cut in two across its longer side; each reads a part of what the tile reads."""
+        axis = 1 if tile.core.y.length >= tile.core.x.length else 2
+        start, stop = tile.core[axis]
+        middle = (start + stop) // 2
+
+        def part(core: Span) -> Tile:
+            cut = lateral_part(core, self.shape[axis], self.reach)
+            core_box, state, read = (
+                Box(*(new if i == axis else old for i, old in enumerate(box)))
+                for box, new in zip(
+                    (tile.core, tile.state, tile.read), (cut.core, cut.state, cut.read), strict=True
+                )
+            )
+            return tile._replace(core=core_box, state=state, read=read)
+
+        return part(Span(start, middle)), part(Span(middle, stop))
+
     def shards_of(self, tile: Tile) -> Iterator[Box]:
         """The shards that a tile writes, each once and by no other tile."""
         z, y, x = (

@@ -11,15 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from microdiffusion_fast import metrics
+from microdiffusion_fast import metrics, metrics_ranks
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import write_volume
-from microdiffusion_fast.metrics_stream import (
-    evaluate_stored,
-    order_statistics,
-    slabs_of,
-    stored_percentiles,
-)
+from microdiffusion_fast.metrics_ranks import order_statistics, stored_percentiles, tail_values
+from microdiffusion_fast.metrics_stream import evaluate_stored, slabs_of
 from microdiffusion_fast.store_source import StoredStack, open_stack
 
 DTYPES = ["uint8", "uint16", "int16", "int32", "float32", "float64"]
@@ -84,8 +80,22 @@ def test_order_statistics_are_exact(data: st.DataObject, dtype: str) -> None:
     np.testing.assert_array_equal(got, np.sort(values.ravel())[ranks])
 
 
+@settings(max_examples=40)
+@given(st.data(), st.sampled_from(["float32", "float64"]))
+def test_tails_are_exact(data: st.DataObject, dtype: str) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=6))
+    values = data.draw(hnp.arrays(dtype, shape, elements=ELEMENTS[dtype]))
+    low, high = (data.draw(st.integers(0, values.size - 1)) for _ in range(2))
+    ranks = [low, high, min(low + 1, values.size - 1), min(high + 1, values.size - 1)]
+    stack = held(values)
+    got = tail_values(stack, ranks, slabs_of(stack, stack, memory=1))
+    np.testing.assert_array_equal(got, np.sort(values.ravel())[ranks])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_percentiles_are_numpys(dtype: str) -> None:
+@pytest.mark.parametrize("tails", [metrics_ranks.TAILS, 0])
+def test_percentiles_are_numpys(dtype: str, tails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_ranks, "TAILS", tails)  # 0: always from counts
     reference, _ = volumes(dtype)
     stack = held(reference)
     for percents in ((0.1, 99.9), (25.0, 62.5), (0.0, 100.0)):
@@ -97,7 +107,7 @@ def test_slabs_are_whole_chunks(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "v.zarr", np.ones((100, 8, 8), np.float32))
     stack = open_stack(path)
     assert stack.chunks == (32, 8, 8)
-    lengths = [slab.z.length for slab in slabs_of(stack, stack, memory=70 * 8 * 8 * 8 * 3)]
+    lengths = [slab.z.length for slab in slabs_of(stack, stack, memory=70 * 8 * 8 * 8 * 4)]
     assert lengths == [64, 36]
     assert len(slabs_of(stack, stack, memory=1)) == 100
 
