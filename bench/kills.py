@@ -33,7 +33,7 @@ from microdiffusion_fast.distributed import connect
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
 
-KILLS, SHAPE, STEP = 20, (6, 72, 72), 4
+KILLS, SHAPE, STEP = 20, (4, 40, 40), 4
 
 
 class Case:
