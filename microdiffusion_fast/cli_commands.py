@@ -230,6 +230,7 @@ def reconstruct(
     threads: spreading.Threads = None,
     sbatch: spreading.Sbatch = None,
     parts: spreading.Parts = spreading.PARTS,
+    dtype: option.StoredAs = "float32",
     overwrite: option.Overwrite = False,
     quiet: option.Quiet = False,
 ) -> None:
@@ -283,12 +284,14 @@ def reconstruct(
             plan=plan,
             fresh=fresh,
             spread=spread,
+            dtype=dtype,
             overwrite=overwrite,
             quiet=quiet,
         )
         return
-    for name, value in (("--fresh", fresh or None), ("--threads", threads)):
-        if value is not None:
+    alone = {"--fresh": fresh, "--threads": threads, "--dtype uint16": dtype == "uint16"}
+    for name, value in alone.items():
+        if value:
             raise InputError(name, "--memory with it", "none")
     stream.refuse_too_large(
         projections,

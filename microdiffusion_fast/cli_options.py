@@ -277,6 +277,14 @@ Plan = Annotated[
         rich_help_panel=_DISK,
     ),
 ]
+StoredAs = Annotated[
+    Literal["float32", "uint16"],
+    typer.Option(
+        "--dtype",
+        help="Of the volume on disk: uint16 is rounded and scaled, in half the room.",
+        rich_help_panel=_DISK,
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(

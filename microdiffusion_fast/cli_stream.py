@@ -107,6 +107,7 @@ def reconstruct_stored(
     plan: bool,
     fresh: bool,
     spread: Spread,
+    dtype: Literal["float32", "uint16"],
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -154,6 +155,7 @@ def reconstruct_stored(
             seed=seed,
             device=device,
             memory=memory or _DEFAULT,
+            dtype=dtype,
             resume=not fresh,
             overwrite=overwrite,
             plan_only=asked_only,
@@ -184,6 +186,9 @@ def reconstruct_stored(
     if not done.tiles:
         print(f"{output} is complete already: {z} x {y} x {x}")
         return
+    if done.parameters.get("clipped"):
+        count = done.parameters["clipped"]
+        print(f"warning: {count:,} voxels lie outside of what uint16 spans here", file=sys.stderr)
     again = (
         f", {done.resumed:,} of {done.tiles:,} tiles from an earlier run" if done.resumed else ""
     )

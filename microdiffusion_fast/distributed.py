@@ -200,7 +200,8 @@ def _slurm(count: int) -> Any:
     except ValueError as error:
         expected = "cores and memory of a job in Dask's configuration (jobqueue.slurm)"
         raise InputError("scheduler", expected, str(error).splitlines()[0]) from error
-    cluster.scale(jobs=count)
+    # a job that ends, by its time limit or by a fault, is submitted again
+    cluster.adapt(minimum_jobs=count, maximum_jobs=count)
     return cluster
 
 
@@ -222,7 +223,7 @@ def _worded(client: Any) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        expected = "workers that live (their logs say more; have they the memory?)"
+        expected = "workers that live (their logs say more: have they this package, and memory?)"
         got = f"several that died with the same tile, the last {error.last_worker.address}"
         raise InputError("scheduler", expected, f"{got}; what is finished is kept") from error
     except (CancelledError, CommClosedError, TimeoutError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from microdiffusion_fast.io_common import (
     parse_extra,
 )
 from microdiffusion_fast.io_output import is_zarr, prepare_output, staged
+from microdiffusion_fast.io_scaled import Scaling, without_scaling
 
 __all__ = ["DEFAULT_MAX_BYTES", "Image", "check_output", "read_volume", "write_volume"]
 
@@ -65,7 +67,7 @@ def read_volume(
             instead of refusing.
 
     Returns:
-        The image in the dtype of the file.
+        The image in the dtype of the file; float32 intensities where it has scaled integers.
 
     Raises:
         InputError: naming `path`, for anything that is not one complete, single-channel,
@@ -87,7 +89,11 @@ def read_volume(
             )
         from microdiffusion_fast.io_zarr import read_zarr
 
-        return read_zarr(source, max_bytes=max_bytes, allow_missing_chunks=allow_missing_chunks)
+        found = read_zarr(source, max_bytes=max_bytes, allow_missing_chunks=allow_missing_chunks)
+        scaling = Scaling.of(found.extra)
+        if scaling is None:
+            return found
+        return replace(found, data=scaling.decode(found.data), extra=without_scaling(found.extra))
     kind = _format(source)
     if not source.is_file():
         raise InputError("path", "a regular file", f"{source}, which is not one")

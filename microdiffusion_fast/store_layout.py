@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .io_common import VoxelSize
+from .io_scaled import UNWRITTEN
 from .tiling import intervals
 from .tiling_windows import Box
 
@@ -44,12 +45,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Layout:
-    """A volume on disk: (z, y, x) voxels of it, of a chunk and of a shard, and their size in um."""
+    """A volume on disk: (z, y, x) voxels of it, of a chunk and of a shard, and their size in um.
+
+    `dtype` is "float32", or "uint16" for scaled integers (`io_scaled`).
+    """
 
     shape: Sizes
     chunks: Sizes
     shards: Sizes
     voxel_size: VoxelSize | None = None
+    dtype: Literal["float32", "uint16"] = "float32"
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -83,7 +88,7 @@ class Layout:
         """Make the empty image in a folder that is not there yet."""
         group = _group(folder, name, self.levels, self.voxel_size, {})
         for number, level in enumerate(self.levels):
-            _array(group, str(number), level, "float32")
+            _array(group, str(number), level, self.dtype)
 
 
 def _group(
@@ -128,7 +133,8 @@ def _array(group: Any, path: str, level: Level, dtype: str, *, sharded: bool = T
         shards=level.shards if sharded else None,
         # Without the checksum a flipped bit on disk decodes to wrong voxels with no error.
         compressors=ZstdCodec(level=3, checksum=True),
-        fill_value=float("nan"),  # what was never written shows
+        # what was never written shows
+        fill_value=float("nan") if dtype == "float32" else UNWRITTEN,
         dimension_names=["z", "y", "x"],
         config={"write_empty_chunks": True},
     )
@@ -158,8 +164,12 @@ def _sizes(n: int, halving: int, factor: int, chunk: int, shard: int) -> tuple[i
     return factor * halving, size, small, min(shard // chunk, -(-size // small)) * small
 
 
-def halved(data: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
-    """Means of neighbours along the axes whose factor is 2; one that is left over stays itself."""
+def halved(stored: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
+    """Means of neighbours along the axes whose factor is 2; one that is left over stays itself.
+
+    Those of integers are rounded.
+    """
+    data = stored.astype(np.float32, copy=False)
     for axis, factor in enumerate(factors):
         if factor == 2:
             even, odd = (np.moveaxis(data, axis, 0)[start::2] for start in (0, 1))
@@ -167,4 +177,6 @@ def halved(data: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.floa
             mean[: len(odd)] += odd
             mean[: len(odd)] *= 0.5
             data = np.moveaxis(mean, 0, axis)
-    return np.ascontiguousarray(data)
+    if stored.dtype.kind == "u":
+        data = np.rint(data)
+    return np.ascontiguousarray(data, dtype=stored.dtype)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .io_common import load_json
+from .io_scaled import Scaling
 from .store_layout import Layout
 from .store_lock import hold
 from .tiling_windows import Box
@@ -51,17 +52,29 @@ class ShardWriter:
         return False
 
     def write(
-        self, core: Box, data: NDArray[Any], shards: Iterable[Box], *, level: int = 0
+        self,
+        core: Box,
+        data: NDArray[Any],
+        shards: Iterable[Box],
+        *,
+        level: int = 0,
+        scaling: Scaling | None = None,
     ) -> None:
         """Write the voxels of `core`, which are the given shards, and then their receipts.
+
+        With a scaling they become integers, and a receipt counts those outside of its range.
 
         Raises:
             InputError: there is no room, the place cannot be written, or the run is over.
         """
         files = {shard: self._file(shard, level) for shard in shards}
+        clipped = dict.fromkeys(files, 0)
         with writing(self.folder), self._pen():
             for shard in files:
-                self.arrays[level][shard.slices] = data[shard.within(core)]
+                part = data[shard.within(core)]
+                if scaling is not None:
+                    part, clipped[shard] = scaling.encode(part)
+                self.arrays[level][shard.slices] = part
             for file in files.values():
                 flush(file)
             for folder in {file.parent for file in files.values()}:
@@ -69,7 +82,11 @@ class ShardWriter:
                     flush(folder)
                     folder = folder.parent
             for shard, file in files.items():
-                record = {"voxels": [list(span) for span in shard], "bytes": file.stat().st_size}
+                record = {
+                    "voxels": [list(span) for span in shard],
+                    "bytes": file.stat().st_size,
+                    "clipped": clipped[shard],
+                }
                 write_durably(self._receipt(shard, level), json.dumps(record).encode())
 
     @contextmanager
@@ -88,6 +105,12 @@ class ShardWriter:
         finally:
             if pen is not None:
                 os.close(pen)
+
+    def clipped(self) -> int:
+        """Voxels of finished shards that lay outside of the range of the integers."""
+        return sum(
+            int(load_json(receipt).get("clipped", 0)) for receipt in self.receipts.glob("0.*.json")
+        )
 
     def _file(self, shard: Box, level: int = 0) -> Path:
         index = self.levels[level].index(shard)

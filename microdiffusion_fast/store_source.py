@@ -25,6 +25,7 @@ from .io_common import (
     parse_extra,
 )
 from .io_output import is_zarr
+from .io_scaled import Scaling, without_scaling
 from .tiling_windows import Box
 
 _ANY_SIZE = sys.maxsize  # nothing is allocated at the size of the file
@@ -125,20 +126,27 @@ def _open_zarr(path: Path) -> StoredStack:
         got = f"{path} ({error or type(error).__name__})"
         raise InputError("path", "a complete Zarr store", got) from error
 
-    def load(box: Box) -> NDArray[Any]:
+    def stored(box: Box) -> NDArray[Any]:
         selection: list[int | slice] = [0] * array.ndim
         for axis, part in zip(kept, box.slices, strict=True):
             selection[axis] = part
         return np.asarray(array[tuple(selection)])
 
+    extra = parse_extra(attributes.get(NAMESPACE))
+    scaling = Scaling.of(extra)
+
+    def intensities(box: Box) -> NDArray[Any]:
+        assert scaling is not None
+        return scaling.decode(stored(box))
+
     return StoredStack(
         path,
         (shape[0], shape[1], shape[2]),
-        np.dtype(array.dtype),
-        load,
+        np.dtype(array.dtype if scaling is None else np.float32),
+        stored if scaling is None else intensities,
         (array.chunks[kept[0]], array.chunks[kept[1]], array.chunks[kept[2]]),
         io_zarr._voxel_size(axes, scale, path),
-        parse_extra(attributes.get(NAMESPACE)),
+        without_scaling(extra),
     )
 
 

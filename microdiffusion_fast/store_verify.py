@@ -12,8 +12,9 @@ import numpy as np
 
 from . import io_zarr
 from .errors import InputError
-from .io_common import as_path
+from .io_common import NAMESPACE, as_path, parse_extra
 from .io_output import is_zarr
+from .io_scaled import UNWRITTEN, Scaling
 from .progress import Progress, ProgressCallback
 
 LISTED = 20  # faults that are named; the others are counted
@@ -27,7 +28,8 @@ class Verification:
         shards: files that the array should have.
         missing: how many of them are not there.
         damaged: how many cannot be decoded: their checksum, or the index of their chunks, is wrong.
-        unwritten: voxels that are NaN or infinite, as those of a chunk that was never written are.
+        unwritten: voxels that are NaN or infinite, or the integer that stands for a voxel that was
+            never written.
         faults: one line for each of the first faults.
     """
 
@@ -67,6 +69,7 @@ def verify(
     if not is_zarr(source):
         raise InputError("path", "a Zarr store", f"{source}, which is none")
     attributes, is_array = io_zarr._node(source)
+    scaled = Scaling.of(parse_extra(attributes.get(NAMESPACE))) is not None
     folders = [source] if is_array else _levels(source, attributes)
     try:
         arrays = [io_zarr._open(folder) for folder in folders]
@@ -81,7 +84,7 @@ def verify(
     found = Verification(sum(map(math.prod, grids)))
     with Progress("verify", found.shards, enabled=progress, callback=callback, unit="shard") as bar:
         for folder, array, stored, grid in zip(folders, arrays, sizes, grids, strict=True):
-            _check(found, source, folder, array, stored, grid, bar)
+            _check(found, source, folder, array, stored, grid, bar, scaled=scaled)
     return found
 
 
@@ -104,6 +107,8 @@ def _check(
     stored: tuple[int, ...],
     grid: list[int],
     bar: Progress,
+    *,
+    scaled: bool,
 ) -> None:
     for index in np.ndindex(*grid):
         file = folder / array.metadata.encode_chunk_key(index)
@@ -120,8 +125,12 @@ def _check(
                 found.damaged += 1
                 found._fault(f"{key}: damaged ({error or type(error).__name__})")
             else:
-                bad = int((~np.isfinite(data)).sum()) if data.dtype.kind == "f" else 0
+                bad = 0
+                if data.dtype.kind == "f":
+                    bad = int((~np.isfinite(data)).sum())
+                elif scaled:
+                    bad = int((data == UNWRITTEN).sum())
                 found.unwritten += bad
                 if bad:
-                    found._fault(f"{key}: {bad:,} voxels are NaN or infinite")
+                    found._fault(f"{key}: {bad:,} voxels are NaN, infinite or unwritten")
         bar.advance(1)

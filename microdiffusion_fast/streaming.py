@@ -69,6 +69,7 @@ def stream_reconstruct(
     seed: int = 0,
     memory: int | str = "4GiB",
     chunks: Sequence[int] | None = None,
+    dtype: Literal["float32", "uint16"] = "float32",
     device: str | torch.device | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -95,6 +96,10 @@ def stream_reconstruct(
             may then differ by rounding.
         chunks: (z, y, x) of the output's chunks; shards have two along each axis. None is about
             32 x 128 x 128, the depth a multiple of the stride.
+        dtype: of the output: "uint16" rounds intensities to integers, in half the room; the store
+            states what they mean, and `read_volume` gives intensities again. They reach from one
+            range of the projections below it to `step_length` ranges above its low end; voxels
+            beyond are counted as `clipped` in the parameters.
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
         plan_only: compute and write nothing; see `planned` of the result.
@@ -134,6 +139,7 @@ def stream_reconstruct(
         seed=seed,
         memory=memory,
         chunks=chunks,
+        dtype=dtype,
         device=device,
     )
 
@@ -143,6 +149,8 @@ def stream_reconstruct(
             place, tiles, 0, 0, seconds, run, run.parameters, {}, finished=not plan_only
         )
 
+    if threads is not None and threads < 1:
+        raise InputError("threads", "at least 1", threads)
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from .adaptation import AdaptOptions
 from .denoiser import Denoiser, load_denoiser
 from .device import resolve_device
+from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .store_layout import Layout
@@ -128,8 +130,16 @@ class StreamRun:
             store.coarsen(bar.advance)
         found = {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
         parameters = self.parameters | found
-        metadata = {"kind": "reconstruction", "parameters": parameters}
-        store.finish({**metadata, "adaptation": ready.evidence})
+        if self.layout.dtype == "uint16":
+            parameters["clipped"] = store.shards.clipped()
+        metadata = {
+            "kind": "reconstruction",
+            "parameters": parameters,
+            "adaptation": ready.evidence,
+        }
+        if self.layout.dtype == "uint16":
+            metadata |= ready.scaling(self.geometry.step_length).metadata()
+        store.finish(metadata)
         return parameters
 
 
@@ -154,6 +164,7 @@ def plan_stream(
     seed: int,
     memory: int | str,
     chunks: Sequence[int] | None,
+    dtype: Literal["float32", "uint16"],
     device: str | torch.device | None,
 ) -> StreamRun:
     """Plan a run: every argument checked, nothing computed or written; see `stream_reconstruct`.
@@ -163,6 +174,8 @@ def plan_stream(
             not even the smallest tile fits into.
     """
     budget = memory_bytes(memory)
+    if dtype not in ("float32", "uint16"):
+        raise InputError("dtype", "'float32' or 'uint16'", repr(dtype))
     stack = open_stack(source)
     geometry = stack_geometry(
         stack,
@@ -178,7 +191,10 @@ def plan_stream(
     network = load_denoiser(None if denoiser is None else Path(denoiser))
     shape = (geometry.depth, *stack.shape[1:])
     layout = Layout(
-        shape, *default_layout(shape, geometry.stride, chunks), voxel_size=geometry.voxel_size
+        shape,
+        *default_layout(shape, geometry.stride, chunks),
+        voxel_size=geometry.voxel_size,
+        dtype=dtype,
     )
     choices = Choices(steps, sampler, gamma, guidance, consistency, seed)
     parameters: dict[str, Any] = {
@@ -223,7 +239,9 @@ def plan_stream(
         layout=layout,
         plan=plan,
         keep=keep,
-        prediction=predict(plan, footprint, pixels=pixels, itemsize=itemsize),
+        prediction=predict(
+            plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
+        ),
         parameters=parameters,
         identity=identity,
         device=place,

@@ -17,6 +17,7 @@ from .denoiser import Denoiser, load_denoiser, save_denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
 from .io_common import Image, load_json
+from .io_scaled import Scaling
 from .preset import noise_to_signal
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
@@ -77,6 +78,15 @@ class Prepared:
     noise_to_signal: float | None
     evidence: dict[str, Any]
     pixels: int
+
+    def scaling(self, step_length: int) -> Scaling:
+        """Of 16-bit integers that hold a volume with these projections.
+
+        A slice is at most `step_length` times brighter than the mean of its window where none is
+        darker than the background.
+        """
+        span = self.high - self.low
+        return Scaling.spanning(self.low - span, self.low + step_length * span)
 
     def save(self, folder: Path) -> None:
         """Keep it for a resumed run.

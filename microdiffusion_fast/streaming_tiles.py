@@ -143,6 +143,8 @@ class TileWorker:
             raise InputError("output", "a run that is prepared", str(job.folder))
         ready.denoiser.to(self.place)
         stack = open_stack(job.source)
+        integers = job.layout.dtype == "uint16"
+        self.scaling = ready.scaling(job.operator.step_length) if integers else None
         self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
         self.reader = TileReader(stack, job.plan, keep=job.keep)
         self.shards = ShardWriter(job.folder, job.layout, job.token)
@@ -193,7 +195,7 @@ class TileWorker:
             z, y, x = (f"{span.start}:{span.stop}" for span in tile.core)
             got = f"NaN or Inf in tile {number}, voxels [{z}, {y}, {x}]"
             raise InputError("denoiser", "weights that give finite intensities", got)
-        self.shards.write(tile.core, core.numpy(), plan.shards_of(tile))
+        self.shards.write(tile.core, core.numpy(), plan.shards_of(tile), scaling=self.scaling)
         return TileReceipt(number, pixels, time.perf_counter() - begun)
 
     def _read(self, number: int) -> tuple[Uploaded, int]:

@@ -152,7 +152,9 @@ def fit_tiles(
     return plan_tiles(shape, windows, reach, shards=shards, core=best[2])
 
 
-def predict(plan: TilePlan, footprint: Footprint, *, pixels: int, itemsize: int) -> Prediction:
+def predict(
+    plan: TilePlan, footprint: Footprint, *, pixels: int, itemsize: int, written: int = 4
+) -> Prediction:
     """Memory, traffic and arithmetic of a plan.
 
     Args:
@@ -160,6 +162,7 @@ def predict(plan: TilePlan, footprint: Footprint, *, pixels: int, itemsize: int)
         footprint: what they need.
         pixels: of projections that will be decoded.
         itemsize: of the stored projections.
+        written: bytes of a voxel on disk, before compression.
     """
 
     def axes(core: tuple[int, int, int]) -> tuple[_Axis, _Axis, _Axis]:
@@ -175,7 +178,7 @@ def predict(plan: TilePlan, footprint: Footprint, *, pixels: int, itemsize: int)
         tiles=len(plan),
         memory=int(_peak(*parts, footprint)),
         bytes_in=pixels * itemsize,
-        bytes_out=math.prod(plan.shape) * 4,
+        bytes_out=math.prod(plan.shape) * written,
         reread=pixels / (plan.windows.count * plan.shape[1] * plan.shape[2]),
         multiplications=work,
         work=work / _work(*axes(plan.shape), footprint),

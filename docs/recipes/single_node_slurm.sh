@@ -18,7 +18,8 @@ stop() {
 }
 
 start() {
-    local host; host=$(hostname -s)
+    local host memory
+    host=$(hostname -s) memory=$(awk "/^MemTotal/ {print int(\$2 / 1024)}" /proc/meminfo)
     mkdir -p "$folder"/{state,spool}
     chmod 755 "$folder"
     if [ ! -s "$folder/munge.key" ]; then
@@ -52,7 +53,7 @@ JobRequeue=1
 MpiDefault=none
 ReturnToService=2
 KillWait=2
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
     export SLURM_CONF=$folder/slurm.conf

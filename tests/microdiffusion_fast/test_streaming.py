@@ -15,18 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 
-from microdiffusion_fast import reconstruct
+from microdiffusion_fast import metrics, reconstruct
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.metrics_stream import evaluate_stored
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
 from microdiffusion_fast.streaming_prepare import Prepared
 from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tile
+from microdiffusion_fast.tiling_windows import Box, Span
 
 CHUNKS = (6, 8, 8)
 SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
@@ -108,6 +112,39 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_integers_with_a_stated_scale(folder: Path, tmp_path: Path) -> None:
+    exact, rounded = tmp_path / "f.zarr", tmp_path / "u.zarr"
+    stream(folder, exact)
+    done = stream(folder, rounded, dtype="uint16")
+    assert done.parameters["clipped"] == 0
+    assert 2 * done.planned.prediction.bytes_out == 4 * np.prod(SHAPE)
+    low, high = done.parameters["intensity_range"]
+    group = zarr.open_group(rounded, mode="r")
+    stated: Any = group.attrs["microdiffusion_fast"]["intensity"]  # type: ignore[index, call-overload]
+    scale = stated["scale"]
+    assert stated["offset"] == low - (high - low)
+    assert scale == pytest.approx((STEP + 1) * (high - low) / 65534)
+    expected, image = read_volume(exact), read_volume(rounded)
+    assert image.data.dtype == np.float32 and "intensity" not in image.extra
+    assert np.abs(image.data - expected.data).max() <= 0.51 * scale  # and float32's own rounding
+    stored: Any = group["0"]
+    assert stored.dtype == np.uint16 and stored[...].max() < 65535
+    means = np.asarray(group["1"])  # type: ignore[call-overload]
+    full = np.asarray(zarr.open_array(exact / "1", mode="r"))
+    assert means.dtype == np.uint16
+    assert np.abs(means * scale + stated["offset"] - full).max() <= 1.01 * scale
+    stack = open_stack(rounded)
+    whole = Box(*(Span(0, n) for n in SHAPE))
+    np.testing.assert_array_equal(stack.read(whole), image.data)
+    scores = evaluate_stored(rounded, exact)
+    assert scores == metrics.evaluate(image.data, expected.data) and scores.psnr > 60
+    assert verify(rounded).ok
+    zarr.open_array(rounded / "0", mode="r+")[:6, :16, :16] = 65535  # as if never written
+    assert verify(rounded).unwritten == 6 * 16 * 16
+    with pytest.raises(InputError, match="^dtype"):
+        stream(folder, tmp_path / "w.zarr", dtype="int8")
 
 
 def test_adaptation_is_done_once(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .conftest import Finished, SmallStack
 
 Digest = Callable[[Path], str]
+pytestmark = pytest.mark.timeout(300)  # workers import torch; beside other work that takes minutes
 
 PLAN = plan_tiles(
     (24, 40, 40),

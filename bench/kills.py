@@ -1,0 +1,184 @@
+"""`kill -9` at random moments, twenty times each: the process, one part of three, a Dask worker.
+
+    python -m bench.kills process parts workers -o bench/results/kills.json
+
+A small stack and a small network, so that what is tested is everything but the arithmetic. After
+each kill the volume must not be there, or be complete; each volume that comes out in the end must
+be the one of an uninterrupted run, bit for bit. Every process computes on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import zarr  # noqa: TID253  # what a fork must not import again
+from zarr.codecs import ZstdCodec  # noqa: F401, TID253
+
+from bench.machine import describe
+from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.distributed import connect
+from microdiffusion_fast.store_verify import verify
+from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
+
+KILLS, SHAPE, STEP = 20, (4, 40, 40), 4
+
+
+class Case:
+    """A stack, and what every run of it must give."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.random = folder, random.Random(0)
+        generator = torch.Generator().manual_seed(0)
+        zarr.save_array(folder / "p.zarr", torch.rand(SHAPE, generator=generator).numpy())
+        network = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+        save_denoiser(folder / "network.safetensors", network)
+        self.seconds = self.run("whole.zarr").seconds
+        self.digest = self.digest_of("whole.zarr")
+        self.kills, self.volumes, self.early = 0, 0, 0
+
+    def run(self, output: str, **options: Any) -> StreamedReconstruction:
+        return stream_reconstruct(
+            self.folder / "p.zarr",
+            self.folder / output,
+            step_length=STEP,
+            denoiser=self.folder / "network.safetensors",
+            adapt=False,
+            chunks=(4, 8, 8),
+            memory="66.5MiB",
+            threads=1,
+            **options,
+        )
+
+    def part(self, output: str, number: int, parts: int) -> None:
+        self.run(output, shard=f"{number}/{parts}" if parts > 1 else None)
+
+    def digest_of(self, output: str) -> str:
+        found = hashlib.sha256()
+        for file in sorted(path for path in (self.folder / output).rglob("*/*") if path.is_file()):
+            found.update(str(file.relative_to(self.folder / output)).encode() + file.read_bytes())
+        return found.hexdigest()
+
+    def check(self, output: str) -> None:
+        """A volume is there: it must be whole and right, and nothing else be left."""
+        self.volumes += 1
+        assert verify(self.folder / output).ok
+        assert self.digest_of(output) == self.digest, "another volume"
+        assert not list(self.folder.glob(f".{output}*")), "something is left"
+
+    def after_kill(self, output: str) -> None:
+        self.kills += 1
+        if (self.folder / output).exists():
+            self.early += 1
+            assert verify(self.folder / output).ok
+
+    def record(self) -> dict[str, int]:
+        return {"kills": self.kills, "volumes": self.volumes, "killed_when_complete": self.early}
+
+
+def fork(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def processes(case: Case, parts: int) -> dict[str, int]:
+    """Kill one of some processes, each with its part, and start it again."""
+    case.kills = case.volumes = case.early = 0
+    while case.kills < KILLS:
+        output = f"{parts}.{case.volumes}.zarr"
+        waiting = set(range(1, parts + 1))
+        while waiting:
+            children = {fork(partial(case.part, output, i, parts)): i for i in sorted(waiting)}
+            if case.kills < KILLS:
+                time.sleep(case.random.uniform(0, case.seconds))
+                os.kill(case.random.choice(list(children)), signal.SIGKILL)
+            for _ in range(len(children)):
+                child, status = os.wait()
+                code = os.waitstatus_to_exitcode(status)
+                assert code in (0, -signal.SIGKILL), f"exit code {code}"
+                if code == 0:
+                    waiting.remove(children[child])
+                else:
+                    case.after_kill(output)
+        case.run(output)  # where the one to finish died after the others had ended
+        case.check(output)
+    return case.record()
+
+
+def workers(case: Case) -> dict[str, int]:
+    """Kill one of two Dask workers; Dask starts another."""
+    case.kills = case.volumes = case.early = 0
+    with connect("local:2", threads=1) as client:
+        while case.kills < KILLS:
+            output, done = f"dask.{case.volumes}.zarr", threading.Event()
+
+            def kill(output: str = output, done: threading.Event = done) -> None:
+                while case.kills < KILLS:
+                    if done.wait(case.random.uniform(0, 1.5 * case.seconds)):
+                        return
+                    pids = [pid for pid in client.run(os.getpid, on_error="ignore").values() if pid]
+                    if pids:
+                        os.kill(case.random.choice(pids), signal.SIGKILL)
+                        case.after_kill(output)
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            try:
+                case.run(output, client=client)
+            finally:
+                done.set()
+                killer.join()
+            case.check(output)
+    return case.record()
+
+
+WHO: dict[str, Callable[[Case], dict[str, int]]] = {
+    "process": partial(processes, parts=1),
+    "parts": partial(processes, parts=3),
+    "workers": workers,
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("who", nargs="+", choices=WHO)
+    parser.add_argument("-o", "--output", type=Path, help="JSON; what others left there stays")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    if arguments.output and arguments.output.exists():
+        found = json.loads(arguments.output.read_text(encoding="utf-8"))
+    for who in arguments.who:
+        with tempfile.TemporaryDirectory() as folder:
+            found[who] = {**WHO[who](Case(Path(folder))), "same_bits": True, **describe()}
+        print(who, found[who])
+        if arguments.output:
+            arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
