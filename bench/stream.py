@@ -1,6 +1,6 @@
 """A reconstruction from disk to disk, recorded: time, memory at its peak, how often input is read.
 
-    python -m bench.stream DIR --shape 512x1024x1024 --memory 1.5GiB -o bench/results/stream.json
+    python -m bench.stream DIR --shape 512x1024x1024 --memory 1.5GiB -o bench/results/stream.jsonl
 
 The stack, a phantom repeated with fresh noise, and the volume stay in DIR. A run that was stopped
 (Ctrl-C, SIGTERM) has its part on record, and goes on when it is started again; with another shape
