@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.fuzz.guard import MEMORY, SECONDS, judge, limited, peak_memory
+from bench.fuzz.guard import MEMORY, SECONDS, judge, limited, peak_memory, watch
 from bench.fuzz.readers import MAX_BYTES, READERS
 from bench.machine import describe
 
 _VERSIONS = ("numpy", "safetensors", "tifffile", "torch", "zarr", "numcodecs")
-_AT_ONCE = 20_000  # cases of one process
+_AT_ONCE = 10_000  # cases of one process
 _KEPT = 20  # findings that are recorded in full
 
 
@@ -83,6 +83,8 @@ def fuzz(name: str, cases: int, *, first: int = 0, seed: int = 0) -> dict[str, A
         before, begun = peak_memory(), time.perf_counter()
         with limited():
             for number in range(first, first + cases):
+                if (number - first) % 100 == 0:
+                    watch()
                 content = reader.make(random.Random(f"{name} {seed} {number}"))
                 what = judge(reader.read, content)
                 if what is None:
