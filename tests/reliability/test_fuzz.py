@@ -240,6 +240,19 @@ def test_checkpoints_are_not_believed_about_their_size(tmp_path: Path, limits: N
         assert refused == "", refused
 
 
+def test_a_card_that_counts_to_infinity(tmp_path: Path) -> None:
+    """Found by fuzzing: `int` of it is no ValueError."""
+    from bench.fuzz.corpus import checkpoints, join_safetensors, split_safetensors
+    from microdiffusion_fast.paper_checkpoint import load_paper
+
+    header, data = split_safetensors(checkpoints()[1])
+    card = json.loads(header["__metadata__"]["card"])
+    header["__metadata__"]["card"] = json.dumps(card | {"step": float("inf")})
+    (tmp_path / "w.safetensors").write_bytes(join_safetensors(header, data))
+    with pytest.raises(InputError, match="infinity"):
+        load_paper(tmp_path / "w.safetensors")
+
+
 def test_nothing_in_the_package_unpickles(repository: Path) -> None:
     """Nor reads YAML, nor evaluates text: a file holds data, and nothing else."""
     never = re.compile(
