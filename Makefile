@@ -89,3 +89,13 @@ clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	rm -f microdiffusion_fast/_native*.so $(VENV)/.installed $(VENV)/.installed-*
 	find kernels microdiffusion_fast tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Robustness; docs/reliability.md. FUZZ=1000 for a quick look.
+.PHONY: fuzz sanitize
+FUZZ := 100000
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz --cases $(FUZZ) --json bench/results/fuzz.json
+
+# The native kernels under AddressSanitizer and UBSan.
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.sanitize

@@ -1,8 +1,8 @@
 """The command line: `microdiffusion-fast demo | simulate | reconstruct | evaluate | verify |
 sweep | train | info`.
 
-Exit codes: 0 success; 2 input the user can mend, with one line on stderr; 130 interrupted; 1 a
-fault of this program. `--debug`, anywhere on the line, shows the traceback of each of them.
+Exit codes: 0 success; 2 input the user can mend, with one line on stderr; 130 interrupted, 143
+terminated; 1 a fault of this program. `--debug`, anywhere on the line, shows the traceback of each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import typer  # noqa: TID253  # the package never imports this module
 
@@ -35,8 +36,14 @@ app.add_typer(sweep)
 def main() -> None:
     """Entry point of the console scripts."""
     # A batch system's time limit ends the program like Ctrl-C: temporary outputs are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(run(sys.argv[1:]))
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the removal
+    print("terminated", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:

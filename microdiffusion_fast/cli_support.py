@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import secrets
@@ -154,6 +155,11 @@ def staged_folder(output: Path, *, known: set[str], overwrite: bool) -> Iterator
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        got = f"{output} ({error.strerror})"  # the system does not say which file
+        raise InputError(OUTPUT, "a folder on a disk with room", got) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

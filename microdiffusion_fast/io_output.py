@@ -54,6 +54,18 @@ def prepare_output(path: Path, *, overwrite: bool, store: bool) -> Path:
     return target
 
 
+def reason(error: OSError, target: Path) -> str:
+    """Why a file could not be written, in words.
+
+    numpy says how many bytes of how many it wrote, and never that the disk is full.
+    """
+    if error.strerror:
+        return error.strerror
+    with suppress(OSError):
+        return f"{error}; {shutil.disk_usage(target.parent).free:,} bytes free there"
+    return str(error)
+
+
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """Give a hidden sibling to write to, and put it in the place of `target` only when the block
@@ -77,7 +89,7 @@ def staged(target: Path) -> Iterator[Path]:
             temporary.replace(target)
     except OSError as error:
         raise InputError(
-            "path", "a place that can be written", f"{target} ({error.strerror or error})"
+            "path", "a place that can be written", f"{target} ({reason(error, target)})"
         ) from error
     finally:
         with suppress(OSError):

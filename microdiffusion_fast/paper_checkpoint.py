@@ -142,7 +142,14 @@ def load_paper(path: str | Path, *, argument: str = "denoiser") -> PaperModel:
         denoiser.load_state_dict(weights)
         inr.load_state_dict(fit)
         schedule, step = NoiseSchedule(**card["schedule"]), int(card["step"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         reason = f"{path}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(argument, "the tensors that its recipe asks for", reason) from None
     return PaperModel(denoiser.eval(), inr.eval(), training, stack, schedule, step)

@@ -182,7 +182,8 @@ def reconstruct(
         callback: called with a `ProgressEvent` after every unit of work; returning False cancels.
 
     Raises:
-        InputError: an argument that does not fit; the message names it.
+        InputError: an argument that does not fit; the message names it. Also weights that give NaN
+            or infinity: no volume is returned then.
         Cancelled: the callback returned False.
 
     Examples:
@@ -259,6 +260,8 @@ def reconstruct(
             progress=progress,
             callback=callback,
         )
+    _check_finite("prior", "a prior of finite intensities", ready.prior)
+    _check_finite("denoiser", "weights that give finite intensities", found.volume)
     deviation = ready.stated() if ready.stated else found.deviation
     low, high = ready.parameters["intensity_range"]
     scale = high - low
@@ -316,6 +319,14 @@ def _volume(name: str, data: Any, stack: Projections) -> Tensor:
     if not bool(volume.isfinite().all()):
         raise InputError(name, "finite values", "NaN or Inf")
     return volume
+
+
+def _check_finite(argument: str, expected: str, volume: Tensor) -> None:
+    if bool(volume.sum(dtype=torch.float64).isfinite()):  # without a copy
+        return
+    bad = (~volume.isfinite()).flatten(1).sum(1).nonzero().flatten().tolist()
+    got = f"NaN or Inf in {len(bad)} of {len(volume)} slices, the first at z = {bad[0]}"
+    raise InputError(argument, expected, got)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -24,16 +24,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises:
         OSError: where the place cannot be written or is full; the file that was there stays.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     kept = {name: value.contiguous() for name, value in tensors.items()}
     with whole(path) as part:
-        try:
-            save_file(kept, part, {**metadata, _CHECKSUM: digest(kept)})
-        except SafetensorError as error:  # its I/O errors say no more than a text
-            raise OSError(f"{path}: {error}") from error
-        part.chmod(0o644)  # safetensors writes for the owner alone
+        # its save_file leaves a temporary file of its own behind when it is killed
+        part.write_bytes(save(kept, {**metadata, _CHECKSUM: digest(kept)}))
 
 
 @contextmanager

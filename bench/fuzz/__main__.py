@@ -15,11 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.fuzz.guard import MEMORY, SECONDS, judge, limited, peak_memory
+from bench.fuzz.guard import MEMORY, SECONDS, judge, limited, peak_memory, watch
 from bench.fuzz.readers import MAX_BYTES, READERS
 from bench.machine import describe
 
 _VERSIONS = ("numpy", "safetensors", "tifffile", "torch", "zarr", "numcodecs")
+_AT_ONCE = 10_000  # cases of one process
 _KEPT = 20  # findings that are recorded in full
 
 
@@ -38,26 +39,36 @@ def main() -> int:
         return 0
     about, rows = describe(), []  # before a long run: the commit that it ran
     for name in given.readers or READERS:
-        row = _in_a_process(name, given.cases, given.first, given.seed)
-        rows.append(row)
-        print(_line(row), flush=True)
-        for finding in row["findings"]:
+        rows.append({"reader": name})
+        for done in range(0, given.cases, _AT_ONCE):
+            count = min(_AT_ONCE, given.cases - done)
+            rows[-1] = _merged(rows[-1], _in_a_process(name, count, given.first + done, given.seed))
+            if given.json:
+                record = {
+                    "seed": given.seed,
+                    "seconds a case may take": SECONDS,
+                    "bytes a case may add": MEMORY,
+                    "max_bytes of images": MAX_BYTES,
+                    "versions": {"python": platform.python_version()}
+                    | {package: version(package) for package in _VERSIONS},
+                    **{key: about[key] for key in ("date", "commit", "machine")},
+                    "readers": rows,
+                }
+                given.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(_line(rows[-1]), flush=True)
+        for finding in rows[-1]["findings"]:
             print(f"  case {finding['case']} ({finding['count']} like it): {finding['what']}")
-        if given.json:
-            record = {
-                "seed": given.seed,
-                "seconds a case may take": SECONDS,
-                "bytes a case may add": MEMORY,
-                "max_bytes of images": MAX_BYTES,
-                "versions": {"python": platform.python_version()}
-                | {name: version(name) for name in _VERSIONS},
-                "date": about["date"],
-                "commit": about["commit"],
-                "machine": about["machine"],
-                "readers": rows,
-            }
-            given.json.write_text(json.dumps(record, indent=1) + "\n")
     return int(any(row["findings"] for row in rows))
+
+
+def _merged(row: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Counts are added, memory is the most of any."""
+    merged = {**more, **row, "findings": [*row.get("findings", ()), *more["findings"]][:_KEPT]}
+    for name in ("cases", "loaded", "refused", "broken", "seconds"):
+        merged[name] = round(row.get(name, 0) + more[name], 1)
+    for name in ("megabytes at most", "megabytes added"):
+        merged[name] = max(row.get(name, 0), more[name])
+    return merged
 
 
 def fuzz(name: str, cases: int, *, first: int = 0, seed: int = 0) -> dict[str, Any]:
@@ -72,6 +83,8 @@ def fuzz(name: str, cases: int, *, first: int = 0, seed: int = 0) -> dict[str, A
         before, begun = peak_memory(), time.perf_counter()
         with limited():
             for number in range(first, first + cases):
+                if (number - first) % 100 == 0:
+                    watch()
                 content = reader.make(random.Random(f"{name} {seed} {number}"))
                 what = judge(reader.read, content)
                 if what is None:
@@ -87,7 +100,6 @@ def fuzz(name: str, cases: int, *, first: int = 0, seed: int = 0) -> dict[str, A
     return {
         "reader": name,
         "cases": cases,
-        "first": first,
         "loaded": loaded,
         "refused": refused,
         "broken": cases - loaded - refused,

@@ -36,8 +36,14 @@ def limited() -> Iterator[None]:
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def watch() -> None:
+    """End this process unless it is called again in time: for code that takes no signals."""
+    faulthandler.dump_traceback_later(30 * SECONDS, exit=True)
 
 
 def judge(read: Callable[[bytes], object], content: bytes) -> str | None:
@@ -46,7 +52,6 @@ def judge(read: Callable[[bytes], object], content: bytes) -> str | None:
     Returns:
         None where it loads, "" where it is refused as it should be, else what is wrong.
     """
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # for code that takes no signals
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         read(content)
@@ -60,7 +65,6 @@ def judge(read: Callable[[bytes], object], content: bytes) -> str | None:
         return f"{type(error).__name__} at {_where(error)}: {str(error)[:200]}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
     return None
 
 

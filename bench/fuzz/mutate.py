@@ -94,15 +94,14 @@ def mutate_json(rng: random.Random, value: Any) -> Any:
 
 
 def _mutate_node(rng: random.Random, root: Any) -> Any:
-    places = list(_places(root))
-    if not places:
+    if not root or not isinstance(root, (dict, list)):
         return deepcopy(rng.choice(_VALUES))
-    holder, key = rng.choice(places)
+    holder, key = _spot(rng, root)
     action = rng.random()
     if action < 0.15:
         del holder[key]
     elif action < 0.25:
-        other, name = rng.choice(places)
+        other, name = _spot(rng, root)
         holder[key] = deepcopy(other[name])
     elif action < 0.3 and isinstance(holder, dict):
         holder[rng.choice(("", "extra", "shape", "0", "__proto__"))] = deepcopy(holder[key])
@@ -134,11 +133,15 @@ def _near(rng: random.Random, value: Any) -> Any:
     return {} if value else None
 
 
-def _places(node: Any) -> Any:
-    if isinstance(node, (dict, list)):
-        for key in list(node) if isinstance(node, dict) else range(len(node)):
-            yield node, key
-            yield from _places(node[key])
+def _spot(rng: random.Random, root: Any) -> tuple[Any, Any]:
+    """A container somewhere in the tree and one of its keys."""
+    node = root
+    while True:
+        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        inner = node[key]
+        if not inner or not isinstance(inner, (dict, list)) or rng.random() < 0.2:
+            return node, key
+        node = inner
 
 
 def mutate_text(rng: random.Random, text: str) -> str:

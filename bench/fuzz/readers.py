@@ -136,7 +136,8 @@ class Checkpoint(Reader):
         return corpus.checkpoints()
 
     def make(self, rng: random.Random) -> bytes:
-        return _safetensors_case(rng, rng.choice(self.seeds))
+        # the second of each pair is the published denoiser, ten times as slow to build
+        return _safetensors_case(rng, self.seeds[rng.choice((0, 0, 0, 1, 2, 2, 2, 3))])
 
     def read(self, content: bytes) -> None:
         from microdiffusion_fast.denoiser import load_denoiser
@@ -238,11 +239,11 @@ def _json_case(rng: random.Random, content: bytes) -> bytes:
 
 
 def _safetensors_case(rng: random.Random, content: bytes) -> bytes:
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         return mutate_bytes(rng, content)
     header, data = corpus.split_safetensors(content)
     records = [name for name, text in header["__metadata__"].items() if text.startswith("{")]
-    if rng.random() < 0.5:  # the network that the file asks for, the recipe
+    if rng.random() < 0.2:  # the network that the file asks for, the recipe
         name = rng.choice(records)
         record = mutate_json(rng, json.loads(header["__metadata__"][name]))
         header["__metadata__"][name] = json.dumps(record)

@@ -323,14 +323,16 @@ def test_failed_save_leaves_the_old_checkpoint(
     save_denoiser(path, randomised())
     before = path.read_bytes()
 
-    def full_disk(tensors: object, target: Path, metadata: object) -> None:
-        target.write_bytes(b"half")
+    def full_disk(target: Path, content: bytes) -> None:
+        with target.open("wb") as file:
+            file.write(content[:100])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_denoiser(path, randomised(seed=1))
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_shipped_weights() -> None:
