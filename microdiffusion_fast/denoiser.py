@@ -33,9 +33,9 @@ class DenoiserConfig:
     """Widths of the network; stored in the checkpoint, so a file describes itself."""
 
     encoder_widths: tuple[int, int, int] = (64, 96, 128)
-    quarter_blocks: int = 2
+    quarter_blocks: int = 3
     head_width: int = 48
-    head_blocks: int = 3
+    head_blocks: int = 4
     embedding: int = 64
 
 
