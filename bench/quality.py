@@ -80,6 +80,7 @@ def main() -> None:
             found["rows"][f"{name}: {case.name}"] = row
             asked.output.write_text(json.dumps(found, indent=1) + "\n")
             print(f"{name}: {case.name}: {line(row)}", flush=True)
+    print(table(found["rows"]))
 
 
 def volumes(files: list[Path], simulated: int) -> Iterator[tuple[str, Volume, tuple[Case, ...]]]:
@@ -139,6 +140,21 @@ def calibration(
         "stated": [root(said[part]) for part in tenths],
         "error": [root(error[part]) for part in tenths],
     }
+
+
+def table(rows: dict[str, Any]) -> str:
+    """All rows as Markdown: PSNR / SSIM / DICE of baseline, prior and reconstruction."""
+    columns = (BASELINE, "INR+consistency", "reconstruction")
+    lines = [f"| run | {' | '.join(columns)} | gain, dB | error / stated | seconds |"]
+    lines.append("|---" * 7 + "|")
+    for name, row in rows.items():
+        cells = [
+            f"{row[c]['psnr']:.2f} / {row[c]['ssim']:.3f} / {row[c]['dice']:.3f}" for c in columns
+        ]
+        stated = f"{row['calibration']['ratio']:.2f}" if "calibration" in row else ""
+        tail = f"{row['gain']:+.2f} | {stated} | {row['seconds']:.0f}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {tail} |")
+    return "\n".join(lines)
 
 
 def line(row: dict[str, Any]) -> str:

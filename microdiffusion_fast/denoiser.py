@@ -38,9 +38,9 @@ class DenoiserConfig:
     """
 
     encoder_widths: tuple[int, int, int] = (64, 96, 128)
-    quarter_blocks: int = 2
+    quarter_blocks: int = 3
     head_width: int = 48
-    head_blocks: int = 3
+    head_blocks: int = 4
     embedding: int = 64
 
     def __post_init__(self) -> None:

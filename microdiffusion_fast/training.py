@@ -38,6 +38,7 @@ class TrainingConfig:
         seed: of volumes, windows, noise and weights.
         pure_noise: share of the windows that start from pure noise, the task of the posterior mean.
         averaging: decay of the moving average of the weights, which is what is saved.
+        only_doubt: leaves the prediction as it is and trains what the network states of its error.
         checkpoint: steps between checkpoints.
         network: widths and blocks; a smaller network to start from grows into it.
     """
@@ -50,10 +51,9 @@ class TrainingConfig:
     seed: int = 0
     pure_noise: float = 0.5
     averaging: float = 0.998
+    only_doubt: bool = False
     checkpoint: int = 250
-    network: DenoiserConfig = field(
-        default_factory=lambda: DenoiserConfig(quarter_blocks=3, head_blocks=4)
-    )
+    network: DenoiserConfig = field(default_factory=DenoiserConfig)
 
     def __post_init__(self) -> None:
         limits = {"steps": 1, "volumes": 1, "side": 64, "size": 16, "checkpoint": 1}
@@ -103,6 +103,8 @@ def train(
     else:
         start = load_denoiser(Path(start_from), argument="start_from")
         denoiser = grown(start, config.network).train()
+    if config.only_doubt:
+        denoiser.requires_grad_(False).head.conv_spread.requires_grad_(True)
     run = _Run(denoiser, config, path)
     if resume:
         run.resume()

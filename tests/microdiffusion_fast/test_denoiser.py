@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from microdiffusion_fast.denoiser import (
     Denoiser,
     DenoiserConfig,
     Geometry,
+    grown,
     load_denoiser,
     save_denoiser,
 )
@@ -89,13 +90,15 @@ def test_lateral_receptive_field_of_the_projections() -> None:
     large weights, so that the faint rim of the field shows.
     """
     config = DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8)
-    assert config.head_blocks == DenoiserConfig().head_blocks
+    default = DenoiserConfig()
+    assert (config.quarter_blocks, config.head_blocks) == (3, 4)
+    assert (default.quarter_blocks, default.head_blocks) == (3, 4)
     denoiser = randomised(config, gain=3.0).double()
     side = 2 * Denoiser.halo + 24
     reaches = [reach(denoiser, "projections", side // 2 + phase, side) for phase in range(ALIGN)]
     assert max(reaches) <= Denoiser.halo
     # the bound is no idle one: the field is nearly as large
-    assert max(reaches) >= 40
+    assert max(reaches) >= 50
     assert Denoiser.halo % ALIGN == 0
 
 
@@ -103,6 +106,16 @@ def test_lateral_receptive_field_of_the_projections() -> None:
 def test_lateral_receptive_field_of_the_slices(name: str, least: int) -> None:
     denoiser = randomised(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8)).double()
     assert least <= reach(denoiser, name, 32, 64) <= Denoiser.halo
+
+
+def test_a_grown_network_is_the_same_function() -> None:
+    small = randomised()
+    larger = grown(small, replace(TINY, quarter_blocks=5, head_blocks=2))
+    values = inputs((16, 16))
+    torch.testing.assert_close(one_slice(larger, **values), one_slice(small, **values))
+    assert sum(p.numel() for p in larger.parameters()) > sum(p.numel() for p in small.parameters())
+    with pytest.raises(InputError, match="^start_from: expected a network that"):
+        grown(larger, TINY)
 
 
 def test_axial_receptive_field() -> None:

@@ -27,7 +27,7 @@ from microdiffusion_fast.training_step import (
 
 TINY = DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, head_blocks=1, embedding=16)
 SCHEDULE = NoiseSchedule()
-RECIPE = TrainingConfig(steps=4, volumes=2, side=64, size=16, checkpoint=2)
+RECIPE = TrainingConfig(steps=4, volumes=2, side=64, size=16, checkpoint=2, network=TINY)
 
 
 def smooth_volume(seed: int, side: int) -> Tensor:
@@ -48,7 +48,6 @@ def tiny_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def source(seed: int, side: int) -> Source:
         return Source(smooth_volume(seed, side).half(), (0, 1, 2))
 
-    monkeypatch.setattr(training, "Denoiser", lambda config=None: Denoiser(config or TINY))
     monkeypatch.setattr(training, "simulated_source", source)
 
 
@@ -282,6 +281,36 @@ def test_a_run_may_start_from_weights(tmp_path: Path) -> None:
     assert any((distant[name] - value).abs().max() > 1e-2 for name, value in begun.items())
     with pytest.raises(InputError, match=r"^start_from: expected an existing"):
         train(tmp_path / "d.safetensors", config=still, start_from=tmp_path / "no", progress=False)
+
+
+@pytest.mark.usefixtures("tiny_run")
+def test_the_doubt_alone_can_be_trained(tmp_path: Path) -> None:
+    first = train(tmp_path / "first.safetensors", config=RECIPE, progress=False)
+    doubt = replace(RECIPE, only_doubt=True, learning_rate=1e-2)
+    second = train(tmp_path / "b.safetensors", config=doubt, start_from=first, progress=False)
+    before, after = contents(first), contents(second)
+    changed = {name for name in before if (after[name] - before[name]).abs().max() > 1e-7}
+    assert changed == {"head.conv_spread.weight", "head.conv_spread.bias"}
+
+
+def test_the_stated_deviation_is_that_of_the_errors() -> None:
+    """The doubt is least where the logarithm stated is that of the root mean square error."""
+    acquisition = Acquisition.uniform(6)
+    batch = drawn(acquisition, count=4, size=16)
+    torch.manual_seed(0)
+    denoiser = Denoiser(TINY)
+    bias = denoiser.head.conv_spread.bias
+    assert bias is not None
+    with torch.no_grad():
+        error = training_loss(
+            denoiser, batch, acquisition, SCHEDULE, torch.Generator().manual_seed(5)
+        ).error
+        doubts = []
+        for offset in (-0.1, 0.0, 0.1):
+            bias.fill_(0.5 * float(error.log()) + offset)
+            generator = torch.Generator().manual_seed(5)
+            doubts.append(training_loss(denoiser, batch, acquisition, SCHEDULE, generator).doubt)
+    assert doubts[1] < min(doubts[0], doubts[2])
 
 
 @pytest.mark.usefixtures("tiny_run")
