@@ -18,15 +18,17 @@ from typing import Any
 
 import typer  # noqa: TID253  # the package never imports this module
 
-from microdiffusion_fast.cli_commands import app
+from microdiffusion_fast.cli_commands import app, reconstruct, simulate
 from microdiffusion_fast.cli_config import expand
+from microdiffusion_fast.cli_demo import demo
 from microdiffusion_fast.cli_options import NAMES
 from microdiffusion_fast.cli_sweep import sweep
 from microdiffusion_fast.cli_tools import evaluate, info, train
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled
 
-for command in (evaluate, train, info):
+# In the order of the help text.
+for command in (demo, simulate, reconstruct, evaluate, train, info):
     app.command()(command)
 app.add_typer(sweep)
 
