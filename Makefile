@@ -36,7 +36,7 @@ wheel: $(VENV)/.installed-dev
 	.ci/wheel
 
 # The tests of the plugin, with Qt in an environment of its own.
-napari: $(VENV)/.installed-dev
+napari: $(VENV)/.installed-dev layout
 	.ci/napari
 
 # The suites on the CPU, then every bar: holds or misses.

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 
 import typer  # noqa: TID253  # the package never imports this module
 
-from microdiffusion_fast.cli_commands import app
+from microdiffusion_fast.cli_commands import app, reconstruct, simulate
 from microdiffusion_fast.cli_config import expand
+from microdiffusion_fast.cli_demo import demo
 from microdiffusion_fast.cli_options import NAMES
 from microdiffusion_fast.cli_stream import verify
 from microdiffusion_fast.cli_sweep import sweep
@@ -28,7 +29,8 @@ from microdiffusion_fast.cli_tools import evaluate, info, train
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled
 
-for command in (evaluate, verify, train, info):
+# In the order of the help text.
+for command in (demo, simulate, reconstruct, evaluate, verify, train, info):
     app.command()(command)
 app.add_typer(sweep)
 

@@ -24,11 +24,8 @@ import typer  # noqa: TID253  # the package never imports this module
 
 from microdiffusion_fast.errors import InputError
 
-# How a command is run and on what, rather than what it computes.
-_ON_THE_LINE = {
-    "overwrite", "quiet", "resume", "output", "volume", "projections", "truth", "uncertainty",
-    "config", "save_config",
-}  # fmt: skip
+# On what a command is run. How it is run (`--quiet`, `--overwrite`) are flags without a `--no-`.
+_ON_THE_LINE = {"output", "volume", "projections", "truth", "uncertainty"}
 _PANEL = "Settings"
 _MAX_BYTES = 1 << 20
 Config = Annotated[
@@ -121,9 +118,13 @@ def line() -> str | None:
 
 def settings(command: Command) -> dict[str, Any]:
     """The settings of a command, by name, with their types."""
-    hints = get_type_hints(command)
-    names = inspect.signature(command).parameters
-    return {name: hints[name] for name in names if name not in _ON_THE_LINE}
+    found = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        kind, *about = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        flag = _bare(kind)[0] is bool and not any("/--no-" in repr(vars(info)) for info in about)
+        if name not in _ON_THE_LINE and name != "return" and not flag:
+            found[name] = kind
+    return found
 
 
 def read(path: Path, name: tuple[str, ...]) -> dict[str, Any]:

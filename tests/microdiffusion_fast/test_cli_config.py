@@ -98,7 +98,7 @@ def test_a_bad_setting_is_named(
 FILES = {
     "empty": ("", "expected a table [reconstruct], got an empty file"),
     "of another command": ("[demo]\nseed = 1", "expected a table [reconstruct], got [demo]"),
-    "without tables": ("seed = 1", "seed: expected one of the tables [demo], [reconstruct]"),
+    "without tables": ("seed = 1", "seed: expected one of the tables [reconstruct], [demo], "),
     "unknown table": ("[reconstruct]\n[recon]\n", "recon: expected one of the tables"),
     "bad table of another command": (
         "[reconstruct]\n[sweep.gamma]\nstepp = 1",
