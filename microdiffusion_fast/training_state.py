@@ -36,13 +36,16 @@ class TrainingState:
             else:  # a count of batches has no mean
                 self.averaged[name].copy_(value)
 
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by names that `load` knows."""
         found: dict[str, Tensor] = {}
         for name, value in self.module.state_dict().items():
             found[f"weight.{name}"] = value
             found[f"average.{name}"] = self.averaged[name]
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             moments = self.optimiser.state[parameter]
             found[f"first.{name}"] = moments["exp_avg"]
             found[f"second.{name}"] = moments["exp_avg_sq"]
@@ -60,7 +63,7 @@ class TrainingState:
             for name, value in self.averaged.items():
                 value.copy_(tensors[f"average.{name}"])
             fused = self.optimiser.defaults["fused"]  # which counts its steps on the device
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in self._trained():
                 first, second = torch.empty_like(parameter), torch.empty_like(parameter)
                 self.optimiser.state[parameter] = {
                     "step": torch.tensor(float(step), device=parameter.device if fused else "cpu"),
