@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev
 layout:
 	rm -rf build/layout && mkdir -p build/layout
 	cp -rs $(CURDIR)/microdiffusion_fast build/layout/
-	ln -s $(CURDIR)/kernels build/layout/microdiffusion_fast/kernels
+	ln -sn $(CURDIR)/kernels build/layout/microdiffusion_fast/kernels
 
 lint: $(VENV)/.installed-dev layout
 	$(BIN)/ruff check .
