@@ -86,7 +86,7 @@ def main() -> None:
 def volumes(files: list[Path], simulated: int) -> Iterator[tuple[str, Volume, tuple[Case, ...]]]:
     """Name, volume and cases, each made when it is asked for."""
     for path in files:
-        yield path.stem, read_volume(path).data, RECORDED
+        yield path.stem, np.asarray(read_volume(path).data, np.float32), RECORDED
     for kind in KINDS:
         for index in range(simulated):
             seed = VALIDATION_SEED + 1000 + index

@@ -192,7 +192,7 @@ class SliceHead(nn.Module):
             h = block(h, embedding)
         h = F.silu(self.norm(h))
         # detached: how sure it is must not move what it says
-        return base + self.conv_out(h), self.conv_spread(h.detach()).float().clamp(-9, 2)
+        return base + self.conv_out(h), self.conv_spread(h.detach()).float().clamp(-9, -0.7)
 
 
 class Denoiser(nn.Module):
