@@ -49,7 +49,7 @@ def widget(qtbot: Any, sample: list[Any]) -> plugin.ReconstructWidget:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short fit of the prior."""
-    module = importlib.import_module("microdiffusion_fast.reconstruct")
+    module = importlib.import_module("microdiffusion_fast.preset_fast")
     monkeypatch.setattr(module, "INROptions", functools.partial(INROptions, steps=40))
 
 
