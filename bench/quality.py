@@ -53,6 +53,11 @@ RECORDED = (
     PLAIN,
     Case("blurred along z", blur=BLUR),
     Case("50 photons", acquisition={"step_length": 6, "noise": Noise(photons=50)}),
+    Case(
+        "50 photons, soft",
+        acquisition={"step_length": 6, "noise": Noise(photons=50)},
+        options={"consistency": "soft"},
+    ),
     Case("overlapping", acquisition={"step_length": 6, "stride": 3}),
     Case("gaps", acquisition={"step_length": 6, "stride": 8}),
     Case("prior off", options={"gamma": 0.0}),
