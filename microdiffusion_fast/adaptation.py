@@ -82,14 +82,12 @@ class Adaptation:
             by the trust that the evidence states.
         axial_blur: what to tell it, in slices.
         accepted: whether the adapted weights are used.
-        deviation: factor of the standard deviation that the network states.
         evidence: relative squared errors of the check, 1 being linear interpolation.
     """
 
     denoiser: Denoiser
     axial_blur: float
     accepted: bool
-    deviation: float = 1.0
     evidence: dict[str, Any] = field(default_factory=dict)
 
 

@@ -123,7 +123,7 @@ Adapt = Annotated[
     bool | None,
     typer.Option(
         "--adapt/--no-adapt",
-        help="Of --preset fast: adapt the denoiser to this volume (about a minute), or not.",
+        help="Of --preset fast: check the weights on this stack and train them on it where that is called for.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -131,7 +131,7 @@ AxialBlur = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Blur of the volume along z beyond that across, sigma in slices; default estimated.",
+        help="Blur of the volume along z beyond that across, sigma in slices; default 1.5.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -154,7 +154,7 @@ Truth = Annotated[
 ]
 Uncertainty = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write the standard deviation of --samples to a file."),
+    typer.Option(metavar="FILE", help="Write the standard deviation to a file."),
 ]
 Sampler = Annotated[
     Literal["ddim", "ddpm", "dpm++"] | None,

@@ -43,6 +43,12 @@ class DenoiserConfig:
     head_blocks: int = 4
     embedding: int = 64
 
+    @property
+    def halo(self) -> int:
+        """Receptive radius in pixels, rounded up to a multiple of ALIGN; a test measures it."""
+        radius = 21 + 8 * self.quarter_blocks + 2 * self.head_blocks
+        return radius + -radius % ALIGN
+
     def __post_init__(self) -> None:
         expected = f"integers from 1 to {_WIDEST}"
         for name in ("encoder_widths", "head_width", "head_blocks", "embedding"):
@@ -200,8 +206,6 @@ class Denoiser(nn.Module):
 
     Intensities are such that the projections span about [-1, 1].
     """
-
-    halo = 56  # pixels: receptive radius, rounded up to a multiple of ALIGN; a test measures it
 
     def __init__(self, config: DenoiserConfig | None = None) -> None:
         super().__init__()

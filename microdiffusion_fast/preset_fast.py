@@ -121,7 +121,7 @@ def prepare_fast(asked: Request) -> Prepared:
 
     def stated() -> Tensor:
         assert denoise.deviation is not None
-        return denoise.deviation * adapted.deviation
+        return denoise.deviation
 
     return Prepared(
         denoise=denoise,

@@ -62,7 +62,8 @@ def simulate_volume(
     """Make a clean phantom [Z, Y, X] in [0, 1], seen through the optics, without noise.
 
     Args:
-        kind: "vessels", "neurites", "nuclei", "textures" or "mixed" (the first three in one).
+        kind: "vessels", "neurites", "nuclei", "cells", "textures" or "mixed" (the first three
+            in one).
         shape: slices, rows and columns.
         seed: the same seed gives the same bits.
         optics: blur, background and modulations; None is a slightly soft, even light sheet.

@@ -33,7 +33,7 @@ def windows_of(operator: AxialProjection) -> Windows:
 def reach_of(denoiser: Denoiser, steps: int) -> Reach:
     """How far the denoiser sees in a chain of `steps`."""
     head = 2 + 2 * denoiser.config.head_blocks  # its 3x3 convolutions
-    return Reach(Denoiser.halo, head, CONTEXT, ALIGN, steps)
+    return Reach(denoiser.config.halo, head, CONTEXT, ALIGN, steps)
 
 
 class TileDenoiser:

@@ -85,7 +85,7 @@ class TileRecipe:
         config, ways = self.denoiser.config, len(directions(self.operator))
         c0, c1, c2 = config.encoder_widths
         arrays = 6 + (2 if self.guided else 0) + (3 if self.chains > 1 else 0)
-        encoder = 9 * (5 * c0 + 4 * c0**2 + 6 * c1**2 / 4 + 4 * c2**2 / 16)
+        encoder = 9 * (5 * c0 + 4 * c0**2 + 6 * c1**2 / 4 + 2 * config.quarter_blocks * c2**2 / 16)
         head = 9 * (7 + 2 * config.head_blocks * config.head_width) * config.head_width
         runs = (len(self.mean) if self.mean else 0) + self.chains * len(self.chain)
         return Footprint(

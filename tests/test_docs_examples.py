@@ -46,7 +46,7 @@ def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_every_command_of_the_pages_exists() -> None:
     """`microdiffusion-fast WORD`, anywhere on the site, is a command."""
-    known = {"demo", "simulate", "reconstruct", "evaluate", "sweep", "train", "info"}
+    known = {"demo", "simulate", "reconstruct", "evaluate", "sweep", "verify", "train", "info"}
     for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]:
         words = re.findall(r"^microdiffusion-fast (\S+)", path.read_text("utf-8"), re.MULTILINE)
         assert set(words) <= known, path

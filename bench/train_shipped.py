@@ -1,0 +1,86 @@
+"""The later stages of the shipped weights, from the weights after stage 2 (their card has all).
+
+    python -m bench.train_shipped stage2.safetensors FOLDER
+
+Stages 1 and 2 are `microdiffusion_fast.training.train` with the settings of the card and the smaller
+`network=DenoiserConfig(quarter_blocks=2, head_blocks=3)`. Every stage goes on where it was stopped. About three hours on two cores; the last file is what ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from microdiffusion_fast.denoiser import grown, load_denoiser, save_denoiser
+from microdiffusion_fast.progress import Cancelled, ProgressEvent
+from microdiffusion_fast.training import TrainingConfig, train
+
+STAGE3 = TrainingConfig(
+    steps=8000, volumes=1200, learning_rate=6e-4, seed=2, pure_noise=0.85, averaging=0.999
+)
+STAGE3_ENDS = 2000  # of its 8000 steps: the time was needed for the next
+STAGE4 = TrainingConfig(
+    steps=4200, volumes=800, learning_rate=5e-4, seed=3, pure_noise=0.9, averaging=0.999
+)
+DOUBT = TrainingConfig(
+    steps=800,
+    volumes=200,
+    learning_rate=1e-2,
+    seed=4,
+    pure_noise=1.0,
+    averaging=0.99,
+    only_doubt=True,
+)
+
+
+def main() -> None:
+    """Runs the stages that are not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("stage2", type=Path)
+    parser.add_argument("folder", type=Path)
+    asked = parser.parse_args()
+    third = stage(asked.folder / "stage3.safetensors", STAGE3, asked.stage2, ends=STAGE3_ENDS)
+    fourth = stage(asked.folder / "stage4.safetensors", STAGE4, third)
+    mean = asked.folder / "mean.safetensors"
+    average(asked.stage2, fourth, mean)
+    stage(asked.folder / "shipped.safetensors", DOUBT, mean)
+
+
+def stage(path: Path, config: TrainingConfig, start: Path, *, ends: int | None = None) -> Path:
+    """One stage, gone on with where its state is there; stopped after `ends` steps."""
+    state = path.with_suffix(".state.safetensors")
+    if path.exists() and not state.exists():
+        return path  # stopped on purpose
+
+    before = load_step(path) if state.exists() else 0
+
+    def enough(event: ProgressEvent) -> bool:
+        return ends is None or event.stage != "train" or before + event.done <= ends
+
+    try:
+        train(path, config=config, start_from=start, resume=state.exists(), callback=enough)
+    except Cancelled:
+        if load_step(path) != ends:
+            raise
+        state.unlink()
+    return path
+
+
+def load_step(path: Path) -> int:
+    """The step at which a checkpoint was written."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def average(first: Path, second: Path, output: Path) -> None:
+    """The mean of two networks' weights, the first grown into the second."""
+    one, other = load_denoiser(first), load_denoiser(second)
+    small, large = grown(one, other.config).state_dict(), other.state_dict()
+    other.load_state_dict({name: (small[name] + large[name]) / 2 for name in large})
+    save_denoiser(output, other)
+
+
+if __name__ == "__main__":
+    main()
