@@ -95,10 +95,8 @@ class OutputStore:
             raise InputError("resume", "True for a part: the others would be lost", "False")
         if part is not None and is_finished(path, run):
             raise Finished(str(path))
-        try:
-            self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
-        except InputError as error:
-            raise InputError("output", error.expected, error.got) from error
+        self.overwrite = overwrite
+        self.target = self._place(Path(path))
         self.layout, self.levels = layout, layout.levels
         self.folder = _partial(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
@@ -114,6 +112,13 @@ class OutputStore:
                 raise
             finally:
                 os.close(entrance)
+
+    def _place(self, path: Path) -> Path:
+        """Where the volume is to be, having made sure that it may be put there."""
+        try:
+            return prepare_output(path, overwrite=self.overwrite, store=True)
+        except InputError as error:
+            raise InputError("output", error.expected, error.got) from error
 
     def _enter(self) -> int:
         """Take the lock of those who come, in a folder that is there and stays."""
@@ -264,7 +269,9 @@ class OutputStore:
         """Put the complete volume in its place, with metadata and the run in its attributes.
 
         Raises:
-            InputError: a shard is missing, or the place cannot be written.
+            InputError: a shard is missing, the place cannot be written, or something is there now
+                and is not to be overwritten: the volume stays where it was written, and the same
+                run puts it in its place when it is free.
         """
         count = sum(level.count for level in self.levels)
         done = sum(1 for _ in self.receipts.glob("*.json"))
@@ -275,6 +282,7 @@ class OutputStore:
         # nobody comes to this run now, and nobody writes for it
         entrance, pen = self.folder / _BEGIN_LOCK, self.folder / WRITING
         with writing(self.target), locked(entrance), locked(pen):
+            self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
