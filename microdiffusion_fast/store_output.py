@@ -315,12 +315,19 @@ def remove_remains(path: str | os.PathLike[str]) -> None:
     folder = _partial(target)
     for gone in target.parent.glob(f".{target.name}.*.removed"):
         shutil.rmtree(gone, ignore_errors=True)
-    if is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists():
+
+    def remains() -> bool:
+        return is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists()
+
+    if remains():
         with suppress(OSError):
             entrance = hold(folder / _BEGIN_LOCK, wait=False)
             if entrance is not None:
-                _remove(folder)
-                os.close(entrance)
+                try:
+                    if remains():  # still: another run may have begun there before the lock
+                        _remove(folder)
+                finally:
+                    os.close(entrance)
 
 
 def _partial(target: Path) -> Path:
@@ -331,7 +338,7 @@ def _remove(folder: Path) -> None:
     # under another name first: who comes meanwhile finds all of it or nothing
     gone = folder.with_suffix(f".{secrets.token_hex(4)}.removed")
     folder.rename(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # `remove_remains` may be at it too
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
