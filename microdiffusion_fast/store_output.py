@@ -6,6 +6,7 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/image/        the NGFF 0.5 image
     .NAME.partial/receipts/     one file a finished shard, written after its data
     .NAME.partial/lock.*        who is at work, see `OutputStore`
+    .NAME.partial/old/          the volume that is being replaced
 
 `OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
 """
@@ -32,7 +33,7 @@ from .store_lock import hold, locked, share
 from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, flush, write_durably, writing
 
 _RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
-_DIVISION = "division.json"
+_DIVISION, _OLD = "division.json", "old"
 
 
 class Finished(Exception):
@@ -154,7 +155,11 @@ class OutputStore:
 
     def _begin(self, *, resume: bool) -> None:
         """Make what is not there, and shut out who wrote for a process that is no more."""
-        record = self.folder / RUN
+        record, old = self.folder / RUN, self.folder / _OLD
+        if old.exists() and self.image.exists() and not self.target.exists():
+            old.rename(self.target)  # a kill came between the two renames of `finish`
+            flush(self.target.parent)
+            self._place(self.target)
         self.token = secrets.token_hex(8)
         if resume and record.is_file() and self.image.is_dir():
             self._take_up({**load_json(record), "token": self.token})
@@ -288,7 +293,7 @@ class OutputStore:
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
             flush(self.image / "zarr.json")
             flush(self.image)
-            _replace_folder(self.image, self.target, self.folder / "old")
+            _replace_folder(self.image, self.target, self.folder / _OLD)
             flush(self.target.parent)
             _remove(self.folder)
         return self.target
