@@ -191,6 +191,8 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
 
 def test_a_stack_that_changes_during_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
     """A chunk that is gone would be read as zeros, and none of it be noticed."""
+    with pytest.raises(InputError, match="^output: expected a place outside the stack"):
+        stream(folder, folder / "p.ome.zarr" / "v.zarr", memory="1GiB")
     for name in ("p.ome.zarr", "network.safetensors"):
         copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
         copy(folder / name, tmp_path / name)
