@@ -6,6 +6,7 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/image/        the NGFF 0.5 image
     .NAME.partial/receipts/     one file a finished shard, written after its data
     .NAME.partial/lock.*        who is at work, see `OutputStore`
+    .NAME.partial/old/          the volume that is being replaced
 
 `OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
 """
@@ -32,7 +33,7 @@ from .store_lock import hold, locked, share
 from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, flush, write_durably, writing
 
 _RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
-_DIVISION = "division.json"
+_DIVISION, _OLD = "division.json", "old"
 
 
 class Finished(Exception):
@@ -95,10 +96,8 @@ class OutputStore:
             raise InputError("resume", "True for a part: the others would be lost", "False")
         if part is not None and is_finished(path, run):
             raise Finished(str(path))
-        try:
-            self.target = prepare_output(Path(path), overwrite=overwrite, store=True)
-        except InputError as error:
-            raise InputError("output", error.expected, error.got) from error
+        self.overwrite = overwrite
+        self.target = self._place(Path(path))
         self.layout, self.levels = layout, layout.levels
         self.folder = _partial(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
@@ -114,6 +113,13 @@ class OutputStore:
                 raise
             finally:
                 os.close(entrance)
+
+    def _place(self, path: Path) -> Path:
+        """Where the volume is to be, having made sure that it may be put there."""
+        try:
+            return prepare_output(path, overwrite=self.overwrite, store=True)
+        except InputError as error:
+            raise InputError("output", error.expected, error.got) from error
 
     def _enter(self) -> int:
         """Take the lock of those who come, in a folder that is there and stays."""
@@ -149,7 +155,11 @@ class OutputStore:
 
     def _begin(self, *, resume: bool) -> None:
         """Make what is not there, and shut out who wrote for a process that is no more."""
-        record = self.folder / RUN
+        record, old = self.folder / RUN, self.folder / _OLD
+        if old.exists() and self.image.exists() and not self.target.exists():
+            old.rename(self.target)  # a kill came between the two renames of `finish`
+            flush(self.target.parent)
+            self._place(self.target)
         self.token = secrets.token_hex(8)
         if resume and record.is_file() and self.image.is_dir():
             self._take_up({**load_json(record), "token": self.token})
@@ -264,7 +274,9 @@ class OutputStore:
         """Put the complete volume in its place, with metadata and the run in its attributes.
 
         Raises:
-            InputError: a shard is missing, or the place cannot be written.
+            InputError: a shard is missing, the place cannot be written, or something is there now
+                and is not to be overwritten: the volume stays where it was written, and the same
+                run puts it in its place when it is free.
         """
         count = sum(level.count for level in self.levels)
         done = sum(1 for _ in self.receipts.glob("*.json"))
@@ -275,12 +287,13 @@ class OutputStore:
         # nobody comes to this run now, and nobody writes for it
         entrance, pen = self.folder / _BEGIN_LOCK, self.folder / WRITING
         with writing(self.target), locked(entrance), locked(pen):
+            self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
             flush(self.image / "zarr.json")
             flush(self.image)
-            _replace_folder(self.image, self.target, self.folder / "old")
+            _replace_folder(self.image, self.target, self.folder / _OLD)
             flush(self.target.parent)
             _remove(self.folder)
         return self.target
@@ -307,12 +320,19 @@ def remove_remains(path: str | os.PathLike[str]) -> None:
     folder = _partial(target)
     for gone in target.parent.glob(f".{target.name}.*.removed"):
         shutil.rmtree(gone, ignore_errors=True)
-    if is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists():
+
+    def remains() -> bool:
+        return is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists()
+
+    if remains():
         with suppress(OSError):
             entrance = hold(folder / _BEGIN_LOCK, wait=False)
             if entrance is not None:
-                _remove(folder)
-                os.close(entrance)
+                try:
+                    if remains():  # still: another run may have begun there before the lock
+                        _remove(folder)
+                finally:
+                    os.close(entrance)
 
 
 def _partial(target: Path) -> Path:
@@ -323,7 +343,7 @@ def _remove(folder: Path) -> None:
     # under another name first: who comes meanwhile finds all of it or nothing
     gone = folder.with_suffix(f".{secrets.token_hex(4)}.removed")
     folder.rename(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # `remove_remains` may be at it too
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

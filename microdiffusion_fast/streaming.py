@@ -151,6 +151,9 @@ def stream_reconstruct(
 
     if threads is not None and threads < 1:
         raise InputError("threads", "at least 1", threads)
+    if run.stack.path.resolve() in Path(output).resolve().parents:
+        expected = "a place outside the stack, which must not change during the run"
+        raise InputError("output", expected, str(output))
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))

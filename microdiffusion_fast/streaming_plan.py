@@ -122,8 +122,9 @@ class StreamRun:
             The parameters, with what `prepare` found out.
 
         Raises:
-            InputError: a tile is missing, or there is no room.
+            InputError: a tile is missing, the stack changed meanwhile, or there is no room.
         """
+        self._refuse_change()
         with Progress(
             "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
         ) as bar:
@@ -141,6 +142,18 @@ class StreamRun:
             metadata |= ready.scaling(self.geometry.step_length).metadata()
         store.finish(metadata)
         return parameters
+
+    def _refuse_change(self) -> None:
+        """A stack that changed may have been read in part before and in part after; and a chunk
+        that is gone from a Zarr store is read as zeros."""
+        try:
+            unchanged = self.stack.fingerprint() == self.identity["input"]
+        except OSError:  # a file vanished
+            unchanged = False
+        if not unchanged:
+            expected = "a stack that stays as it is during the run"
+            got = f"{self.stack.path}, whose files changed (resume=False begins anew)"
+            raise InputError("projections", expected, got)
 
 
 def plan_stream(

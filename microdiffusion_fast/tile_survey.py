@@ -22,7 +22,7 @@ from .tiling_windows import Box, Span
 WHOLE = 2**23  # pixels: a stack up to this size is looked at as a whole,
 SHARE = 16  # of a larger one, one block in so many,
 MOST = 2**24  # but no more pixels than this
-BLOCK = (4, 128, 128)  # a block has at least this size: whole chunks of the file
+BLOCK = (4, 128, 128)  # a block has at least this size: whole chunks, or parts of huge ones
 LESSON = (24, 256, 256)  # projections and pixels that the network is adapted to
 
 
@@ -54,6 +54,9 @@ def blocks_of(stack: StoredStack, *, seed: int) -> list[Box]:
         min(chunk * -(-least // chunk), size)
         for chunk, least, size in zip(stack.chunks, BLOCK, stack.shape, strict=True)
     ]
+    while 2 * math.prod(sizes) > MOST:  # two blocks at the least; two projections show a change
+        axis = 0 if sizes[0] > 2 else 1 if sizes[1] >= sizes[2] else 2
+        sizes[axis] = -(-sizes[axis] // 2)
     grid = [intervals(size, step) for size, step in zip(stack.shape, sizes, strict=True)]
     counts = [len(spans) for spans in grid]
     total = math.prod(counts)
@@ -65,7 +68,7 @@ def blocks_of(stack: StoredStack, *, seed: int) -> list[Box]:
 
 
 def survey(stack: StoredStack, *, seed: int) -> Survey:
-    """Look at a stack: at all of it, or at blocks of whole chunks, drawn with the seed.
+    """Look at a stack: at all of it, or at blocks, drawn with the seed.
 
     Raises:
         InputError: the pixels do not vary, or are not finite.

@@ -168,6 +168,38 @@ def test_an_old_volume_stays_until_the_new_one_is_complete(finished: Path) -> No
     assert [entry.name for entry in finished.parent.iterdir()] == [finished.name]
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_kill_between_two_renames_loses_no_volume(finished: Path, resume: bool) -> None:
+    folder = finished.with_name(f".{finished.name}.partial")
+    with store_at(finished, {"seed": 1}, overwrite=True) as store:
+        fill(store, boxes())
+    finished.rename(folder / "old")
+    with pytest.raises(InputError, match="which exists"):  # now it does
+        store_at(finished, {"seed": 1}, resume=resume)
+    assert is_finished(finished, RUN) and verify(finished).ok
+    finished.rename(folder / "old")
+    with store_at(finished, {"seed": 1}, overwrite=True, resume=resume) as store:
+        assert is_finished(finished, RUN) and verify(finished).ok
+        assert store.shards.has(boxes()[0]) == resume
+
+
+def test_what_appears_during_the_run_is_not_replaced(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "w.zarr"
+    with store_at(path, {"seed": 1}) as store:
+        fill(store, boxes())
+        finished.rename(path)
+        with pytest.raises(InputError, match="^output: expected a new file .* which exists$"):
+            complete(store)
+    assert is_finished(path, RUN) and verify(path).ok
+    path.rename(finished)
+    with store_at(path, {"seed": 1}) as store:
+        assert store.missing() == 0  # of all that was made nothing is made again
+        complete(store)
+    assert is_finished(path, {"seed": 1}) and is_finished(finished, RUN)
+    np.testing.assert_array_equal(read_volume(path).data, DATA)
+    assert {entry.name for entry in tmp_path.iterdir()} == {finished.name, path.name}
+
+
 def test_flipped_bits_are_found(finished: Path) -> None:
     rng = np.random.default_rng(1)
     shards = sorted(file for file in (finished / "0" / "c").rglob("*") if file.is_file())

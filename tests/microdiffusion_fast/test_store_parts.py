@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microdiffusion_fast import store_output
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.store_layout import Layout
@@ -237,3 +238,44 @@ def test_who_comes_when_it_is_finished(tmp_path: Path) -> None:
     with pytest.raises(Finished):
         store_at(path, overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.zarr"]
+
+
+def test_remains_are_removed_while_they_are_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one who finds the volume finished before the one that finished it has tidied up."""
+    path = tmp_path / "v.zarr"
+    removed = shutil.rmtree
+
+    def late(folder: Path, **options: Any) -> None:
+        removed(folder)
+        removed(folder, **options)
+
+    with store_at(path) as store:
+        fill(store, slice(None))
+        monkeypatch.setattr(shutil, "rmtree", late)
+        assert finish_if_last(store)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.zarr"]
+
+
+def test_a_run_that_begins_is_no_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it begins between the look and the lock."""
+    path = tmp_path / "v.zarr"
+    with store_at(path) as store:
+        fill(store, slice(None))
+        assert finish_if_last(store)
+    folder = tmp_path / ".v.zarr.partial"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")  # as a kill leaves it
+
+    def late(lock: Path, **options: Any) -> int | None:
+        (folder / "image").mkdir()
+        return hold(lock, **options)
+
+    monkeypatch.setattr(store_output, "hold", late)
+    remove_remains(path)
+    assert folder.is_dir()
+    (folder / "image").rmdir()
+    monkeypatch.undo()
+    remove_remains(path)
+    assert not folder.exists()

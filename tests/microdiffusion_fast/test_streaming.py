@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -186,6 +187,25 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
     assert again.tiles == 0  # complete already
     with pytest.raises(InputError, match="which exists"):
         stream(folder, tmp_path / "v.zarr", seed=1)
+
+
+def test_a_stack_that_changes_during_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A chunk that is gone would be read as zeros, and none of it be noticed."""
+    with pytest.raises(InputError, match="^output: expected a place outside the stack"):
+        stream(folder, folder / "p.ome.zarr" / "v.zarr", memory="1GiB")
+    for name in ("p.ome.zarr", "network.safetensors"):
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, tmp_path / name)
+    chunk = next(file for file in (tmp_path / "p.ome.zarr").rglob("c/**/*") if file.is_file())
+
+    def vanishing(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
+        for number in tiles:
+            yield run_tile(job, number)
+            chunk.unlink(missing_ok=True)
+
+    with pytest.raises(InputError, match="^projections: .* whose files changed") as caught:
+        stream(tmp_path, tmp_path / "v.zarr", memory="1GiB", runner=vanishing)
+    assert "\n" not in str(caught.value) and not (tmp_path / "v.zarr").exists()
 
 
 def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:

@@ -71,6 +71,18 @@ def test_a_bounded_share_of_the_chunks(chunks: tuple[int, int, int]) -> None:
             assert {2 * block.z.start // shape[0] for block in blocks} == {0, 1}
 
 
+@pytest.mark.parametrize("chunks", [(1, 8192, 8192), (3, 5000, 4097), (512, 512, 512)])
+def test_huge_chunks_are_looked_at_in_part(chunks: tuple[int, int, int]) -> None:
+    """No more pixels are kept than of other stacks, and still there are neighbours to compare."""
+    shape = (1365, 8192, 8192)
+    stack = StoredStack(Path("-"), shape, np.dtype("u2"), lambda box: np.empty(0), chunks)
+    blocks = blocks_of(stack, seed=0)
+    assert len(set(blocks)) == len(blocks) >= 2
+    kept = sum(math.prod(block.shape) for block in blocks)
+    assert tile_survey.MOST / 8 < kept <= tile_survey.MOST
+    assert all(block.z.length >= 2 for block in blocks)
+
+
 def test_a_flat_stack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="intensities that vary"):
         survey(stored(tmp_path, np.ones((3, 9, 9), np.uint8)), seed=0)
