@@ -120,6 +120,11 @@ def test_what_does_not_go_with_memory(run: Run, folder: Path, tmp_path: Path) ->
         ("--gamma", "0.1,0.2"),
         ("--gamma-schedule", "linear"),
         ("--inr-steps", 9),
+        ("--uncertainty", tmp_path / "u.tif"),
+        ("--estimate", "sample"),
+        ("--tol", "1e-5"),
+        ("--no-probe",),
+        ("--batch-size", 4),
     ):
         refused(run(*line, *options), str(options[0]))
     refused(run(*base, tmp_path / "v.tif", "--memory", SMALL), "-o/--output")
