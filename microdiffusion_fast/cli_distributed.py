@@ -68,7 +68,8 @@ _SCRIPT = """\
 #SBATCH --chdir={folder}
 
 export OMP_NUM_THREADS={threads}
-srun --ntasks=1 {command} \\
+# srun takes no --cpus-per-task over from sbatch (Slurm 22.05 and later)
+srun --ntasks=1 --cpus-per-task={threads} {command} \\
     --threads {threads} --shard "$SLURM_ARRAY_TASK_ID/{parts}"
 code=$?
 # Killed from outside (memory, a node): once more, three times at most. What is finished is kept.

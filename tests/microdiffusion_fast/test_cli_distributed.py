@@ -72,7 +72,7 @@ def test_an_array_script(
         assert ran.returncode == 137
         words = [sys.executable, "-m", "microdiffusion_fast"]
         words += [*line(small_stack, output)[:-2], "--threads", "1", "--shard", "1/1"]
-        assert ran.stdout.splitlines() == ["--ntasks=1", *words, *again]
+        assert ran.stdout.splitlines() == ["--ntasks=1", "--cpus-per-task=1", *words, *again]
     assert run(arguments) == 2
     assert "error: --sbatch: expected a new file" in capsys.readouterr().err
 
