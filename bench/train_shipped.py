@@ -2,8 +2,9 @@
 
     python -m bench.train_shipped stage2.safetensors FOLDER
 
-Stages 1 and 2 are `microdiffusion_fast.training.train` with the settings of the card and the smaller
-`network=DenoiserConfig(quarter_blocks=2, head_blocks=3)`. Every stage goes on where it was stopped. About three hours on two cores; the last file is what ships.
+Stages 1 and 2 are `microdiffusion_fast.training.train` with the settings of the card and the
+smaller `network=DenoiserConfig(quarter_blocks=2, head_blocks=3)`. Every stage goes on where it was
+stopped. About three hours on two cores; the last file is what ships.
 """
 
 from __future__ import annotations

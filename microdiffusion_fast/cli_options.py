@@ -123,7 +123,8 @@ Adapt = Annotated[
     bool | None,
     typer.Option(
         "--adapt/--no-adapt",
-        help="Of --preset fast: check the weights on this stack and train them on it where that is called for.",
+        help="Of --preset fast: check the weights on this stack and train them on it where that"
+        " is called for.",
         rich_help_panel=_MODEL,
     ),
 ]
