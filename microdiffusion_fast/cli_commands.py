@@ -150,7 +150,7 @@ def reconstruct(
     gammas, taps = support.parse_gamma(gamma), support.parse_numbers(weights, "--weights")
     length = support.parse_steps(steps)
     spread = spreading.Spread(scheduler, shard, threads, sbatch, parts)
-    spread.check()
+    spread.check(fresh=fresh)
     if memory is not None or plan or spread.asked:
         stream.refuse(
             {

@@ -171,7 +171,7 @@ def reconstruct_stored(
         print("\n".join(plan_lines(done.planned, memory=memory or _DEFAULT)))
         return
     if spread.sbatch is not None:
-        spread.write_script(spread.sbatch, sys.argv[1:], tiles=done.tiles, overwrite=overwrite)
+        spread.write_script(spread.sbatch, sys.argv[1:], tiles=done.tiles)
         if not quiet:
             print(f"wrote {spread.sbatch} for {done.tiles:,} tiles: sbatch {spread.sbatch}")
         return
