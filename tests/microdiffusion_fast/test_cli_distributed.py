@@ -83,6 +83,26 @@ def test_an_array_script(
     assert "error: --sbatch: expected a new file" in capsys.readouterr().err
 
 
+def test_no_workers_are_asked_for_where_there_is_nothing_to_do(
+    small_stack: SmallStack,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr("microdiffusion_fast.distributed.connect", connect)
+    output, spread = tmp_path / "v.zarr", ("--scheduler", "local:2")
+    assert run([*line(small_stack, output)[:-2], "--memory", "4GiB"]) == 0
+    assert run(line(small_stack, output, *spread)) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert run(line(small_stack, output, *spread, "--seed", "1")) == 2
+    assert "error: -o/--output: expected a new file" in capsys.readouterr().err
+    assert run(line(small_stack, tmp_path / "w.zarr", *spread, "--depth", "1")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
