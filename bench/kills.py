@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,11 +149,15 @@ def workers(case: Case) -> dict[str, int | bool]:
                 while case.kills < KILLS:
                     if done.wait(case.random.uniform(0, 1.5 * case.seconds)):
                         return
-                    pids = [pid for pid in client.run(os.getpid, on_error="ignore").values() if pid]
-                    with suppress(ProcessLookupError):  # it ended meanwhile: that was no kill
-                        if pids:
-                            os.kill(case.random.choice(pids), signal.SIGKILL)
-                            case.after_kill(output)
+                    try:
+                        found = client.run(os.getpid, on_error="ignore").values()
+                        pids = [pid for pid in found if pid]
+                        if not pids:
+                            continue
+                        os.kill(case.random.choice(pids), signal.SIGKILL)
+                    except OSError:  # a worker that ended meanwhile: that was no kill
+                        continue
+                    case.after_kill(output)
 
             with ThreadPoolExecutor(1) as pool:
                 killer = pool.submit(kill)
