@@ -150,7 +150,7 @@ def reconstruct(
     gammas, taps = support.parse_gamma(gamma), support.parse_numbers(weights, "--weights")
     length = support.parse_steps(steps)
     spread = spreading.Spread(scheduler, shard, threads, sbatch, parts)
-    spread.check()
+    spread.check(fresh=fresh)
     if memory is not None or plan or spread.asked:
         stream.refuse(
             {
@@ -159,6 +159,10 @@ def reconstruct(
                 "--preset": None if preset == "fast" else preset,
                 "--variance-mix": variance_mix,
                 "--samples": None if samples == 1 else samples,
+                "--estimate": None if estimate == "mean" else estimate,
+                "--tol": None if tol == 1e-6 else tol,
+                "--no-probe": None if probe else "it",
+                "--batch-size": None if batch_size == 8 else batch_size,
                 "--inr-steps": inr_steps,
                 "--train-steps": train_steps,
                 "--steps": "exact" if length == "exact" else None,

@@ -26,6 +26,7 @@ from microdiffusion_fast.errors import InputError
 
 # On what a command is run. How it is run (`--quiet`, `--overwrite`) are flags without a `--no-`.
 _ON_THE_LINE = {"output", "volume", "projections", "truth", "uncertainty"}
+_ON_THE_LINE |= {"shard", "sbatch", "parts"}
 _PANEL = "Settings"
 _MAX_BYTES = 1 << 20
 Config = Annotated[

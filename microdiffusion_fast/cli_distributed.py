@@ -44,7 +44,8 @@ Sbatch = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Write a Slurm array script that does this in --parts jobs; compute nothing.",
+        help="Write a Slurm array script that does this in --parts jobs; compute nothing."
+        " The file must be new: --overwrite is for the volume, and for the jobs.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -68,7 +69,8 @@ _SCRIPT = """\
 #SBATCH --chdir={folder}
 
 export OMP_NUM_THREADS={threads}
-srun --ntasks=1 {command} \\
+# srun takes no --cpus-per-task over from sbatch (Slurm 22.05 and later)
+srun --ntasks=1 --cpus-per-task={threads} {command} \\
     --threads {threads} --shard "$SLURM_ARRAY_TASK_ID/{parts}"
 code=$?
 # Killed from outside (memory, a node): once more, three times at most. What is finished is kept.
@@ -94,7 +96,7 @@ class Spread:
         """Whether more than this process is meant, or a part of the work."""
         return not (self.scheduler is None and self.shard is None and self.sbatch is None)
 
-    def check(self) -> None:
+    def check(self, *, fresh: bool) -> None:
         """Refuse what excludes each other.
 
         Raises:
@@ -104,6 +106,9 @@ class Spread:
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise InputError(names[1], f"none with {names[0]}", given[names[1]])
+        if fresh and (self.shard is not None or self.sbatch is not None):
+            # each part would begin the others' work anew
+            raise InputError("--fresh", f"none with {names[0]}", "it")
 
     @contextmanager
     def client(self, device: str | None, *, wanted: bool) -> Iterator[Any]:
@@ -117,25 +122,22 @@ class Spread:
         with connect(self.scheduler, threads=self.threads, cuda=cuda) as client:
             yield client
 
-    def write_script(
-        self, file: Path, arguments: Sequence[str], *, tiles: int, overwrite: bool
-    ) -> None:
+    def write_script(self, file: Path, arguments: Sequence[str], *, tiles: int) -> None:
         """Write the Slurm array script that does a command line in parts.
 
         Args:
             file: the script.
             arguments: of the program, as they were given.
             tiles: of the run; more parts would have nothing to do.
-            overwrite: replace a file that is there.
 
         Raises:
             InputError: the file is there, or cannot be written.
         """
         parts = min(self.parts, tiles)
-        if file.exists() and not overwrite:
-            raise InputError("--sbatch", "a new file (or --overwrite)", f"{file}, which exists")
+        if file.exists():  # `--overwrite` is about the volume: the jobs get it too
+            raise InputError("--sbatch", "a new file", f"{file}, which exists")
         words = [sys.executable, "-m", "microdiffusion_fast"]
-        words += without(arguments, "--sbatch", "--parts", "--threads")
+        words += without(arguments, "--sbatch", "--parts", "--threads", "--save-config")
         text = _SCRIPT.format(
             file=shlex.quote(str(file)),
             name="microdiffusion-fast",

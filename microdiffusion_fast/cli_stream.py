@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,6 +116,7 @@ def reconstruct_stored(
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.preset_fast import GAMMA, SAMPLER
     from microdiffusion_fast.progress import ProgressEvent, format_seconds
+    from microdiffusion_fast.store_output import is_finished
     from microdiffusion_fast.streaming import stream_reconstruct
 
     if isinstance(gamma, tuple):
@@ -132,46 +134,58 @@ def reconstruct_stored(
             _warn_of(unsaid.pop())
 
     names = {"path": support.PROJ, "projections": support.PROJ, "output": support.OUTPUT}
+    compute = partial(
+        stream_reconstruct,
+        projections,
+        output,
+        step_length=step_length,
+        stride=stride,
+        weights=weights,
+        start=start,
+        depth=depth,
+        voxel_size=voxel_size,
+        steps=steps,
+        sampler=sampler or SAMPLER,
+        gamma=GAMMA if gamma is None else gamma,
+        guidance=guidance or 0.0,
+        consistency=consistency or "hard",
+        adapt=adapt is not False,
+        adapt_steps=adapt_steps,
+        axial_blur=axial_blur,
+        denoiser=denoiser,
+        seed=seed,
+        device=device,
+        memory=memory or _DEFAULT,
+        dtype=dtype,
+        resume=not fresh,
+        overwrite=overwrite,
+        shard=spread.shard,
+        threads=spread.threads,
+        progress=not quiet,
+        callback=warn_once,
+    )
     asked_only = plan or spread.sbatch is not None
-    with support.naming(**names), spread.client(device, wanted=not asked_only) as client:
-        done = stream_reconstruct(
-            projections,
-            output,
-            step_length=step_length,
-            stride=stride,
-            weights=weights,
-            start=start,
-            depth=depth,
-            voxel_size=voxel_size,
-            steps=steps,
-            sampler=sampler or SAMPLER,
-            gamma=GAMMA if gamma is None else gamma,
-            guidance=guidance or 0.0,
-            consistency=consistency or "hard",
-            adapt=adapt is not False,
-            adapt_steps=adapt_steps,
-            axial_blur=axial_blur,
-            denoiser=denoiser,
-            seed=seed,
-            device=device,
-            memory=memory or _DEFAULT,
-            dtype=dtype,
-            resume=not fresh,
-            overwrite=overwrite,
-            plan_only=asked_only,
-            client=client,
-            shard=spread.shard,
-            threads=spread.threads,
-            progress=not quiet,
-            callback=warn_once,
-        )
+    with support.naming(**names):
+        if asked_only:
+            done = compute(plan_only=True)
+        elif spread.scheduler is None:
+            done = compute()
+        else:  # what can be wrong with the call is found before workers are asked for
+            planned = compute(plan_only=True).planned
+            complete = not fresh and is_finished(output, planned.identity)
+            if not complete:
+                support.check_output_file(
+                    output, overwrite=overwrite, argument=support.OUTPUT, inputs=[projections]
+                )
+            with spread.client(device, wanted=not complete) as client:
+                done = compute(client=client)
     if plan:
         from microdiffusion_fast.streaming_cost import plan_lines
 
         print("\n".join(plan_lines(done.planned, memory=memory or _DEFAULT)))
         return
     if spread.sbatch is not None:
-        spread.write_script(spread.sbatch, sys.argv[1:], tiles=done.tiles, overwrite=overwrite)
+        spread.write_script(spread.sbatch, sys.argv[1:], tiles=done.tiles)
         if not quiet:
             print(f"wrote {spread.sbatch} for {done.tiles:,} tiles: sbatch {spread.sbatch}")
         return

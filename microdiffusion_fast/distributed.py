@@ -146,19 +146,21 @@ def connect(scheduler: str, *, threads: int | None = None, cuda: bool = False) -
         expected = "tcp://HOST:PORT, the .json file of a scheduler, local:N or slurm:N"
         raise InputError("scheduler", expected, repr(scheduler))
     distributed = _optional("distributed", "dask")
-    if found is None:
-        client = _client(distributed, scheduler)
-        cluster: Any = None
-    else:
-        if count < 1:
-            raise InputError("scheduler", "at least one worker", repr(scheduler))
-        cluster = _slurm(count) if found[1] == "slurm" else _local(count, threads, cuda=cuda)
-        client = distributed.Client(cluster)
+    if found is not None and count < 1:
+        raise InputError("scheduler", "at least one worker", repr(scheduler))
+    client: Any = None
+    cluster: Any = None
     try:
+        if found is None:
+            client = _client(distributed, scheduler)
+        else:
+            cluster = _slurm(count) if found[1] == "slurm" else _local(count, threads, cuda=cuda)
+            client = distributed.Client(cluster)
         yield client
     finally:
-        with suppress(Exception):
-            client.close()
+        if client is not None:
+            with suppress(Exception):
+                client.close()
         if cluster is not None:
             cluster.close()
 

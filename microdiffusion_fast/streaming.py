@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from .device import resolve_device
 from .errors import InputError
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
@@ -160,6 +161,8 @@ def stream_reconstruct(
     if resume and is_finished(output, run.identity):
         remove_remains(output)
         return nothing(0)
+    if client is None and runner is run_tiles:  # now, not after the adaptation
+        resolve_device(run.device, run.device)
     if client is not None:
         from .distributed import DaskTiles
 

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from .device import resolve_device
 from .forward_model import AxialProjection
 from .progress import format_seconds
 from .streaming_plan import StreamRun
@@ -19,24 +20,29 @@ GPU_RATE = 10e12  # multiplications and additions a second that are assumed of a
 
 
 def measured_rate(run: StreamRun) -> float:
-    """Multiplications of the network a second, from one small tile on the device of the run."""
+    """Multiplications of the network a second, from one small tile on the device of the run.
+
+    Raises:
+        InputError: that device is not there.
+    """
+    place = resolve_device(run.device, torch.device("cpu"))
     seen = run.geometry.operator
     operator = AxialProjection(
         seen.stride + seen.step_length, seen.step_length, stride=seen.stride, weights=seen.weights
     )
     soft = 0.0 if run.choices.consistency == "soft" else None
-    ready = Prepared(run.network.to(run.device), 0.0, 1.0, 0.0, soft, {}, 0)
+    ready = Prepared(run.network.to(place), 0.0, 1.0, 0.0, soft, {}, 0)
     recipe = run.choices.recipe(ready, operator, (SIDE, SIDE))
     whole = (operator.depth, SIDE, SIDE)
     plan = plan_tiles(whole, recipe.windows, recipe.reach, shards=whole, core=whole)
     tile = plan[0]
 
     def seconds() -> float:
-        images = torch.rand(tile.read.shape, device=run.device)
+        images = torch.rand(tile.read.shape, device=place)
         begun = time.perf_counter()
         reconstruct_tile(tile, images, recipe)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
         return time.perf_counter() - begun
 
     seconds()  # the first call makes what later ones reuse

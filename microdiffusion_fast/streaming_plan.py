@@ -19,7 +19,7 @@ import torch
 
 from .adaptation import AdaptOptions
 from .denoiser import Denoiser, load_denoiser
-from .device import resolve_device
+from .device import parse_device
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .projections import Projections
@@ -51,7 +51,7 @@ class StreamRun:
         prediction: what they will cost.
         parameters: every option as resolved.
         identity: what makes two runs the same one, see `OutputStore`.
-        device: where to compute.
+        device: where to compute; whoever computes finds out whether it is there.
     """
 
     stack: StoredStack
@@ -199,7 +199,7 @@ def plan_stream(
         depth=depth,
         voxel_size=voxel_size,
     )
-    place = resolve_device(device, torch.device("cpu"))
+    place = parse_device(device, torch.device("cpu"))
     training = AdaptOptions(steps=adapt_steps)
     network = load_denoiser(None if denoiser is None else Path(denoiser))
     shape = (geometry.depth, *stack.shape[1:])

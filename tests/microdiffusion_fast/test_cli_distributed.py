@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,17 @@ def test_an_array_script(
 ) -> None:
     """It is shell, and what it runs is what was typed, in parts."""
     script, output = tmp_path / "a job.sh", tmp_path / "v.zarr"
+    settings = tmp_path / "run.toml"
     arguments = line(small_stack, output, "--sbatch", str(script), "--parts", "3")
+    arguments += ["--save-config", str(settings)]
     monkeypatch.setattr(sys, "argv", ["mdf", *arguments])
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == 0
     assert "for 1 tile" in capsys.readouterr().out
     assert not output.exists() and not list(tmp_path.glob(".*"))
+    assert not {"sbatch", "parts", "shard"} & set(
+        tomllib.loads(settings.read_text())["reconstruct"]
+    )
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
     assert f"#SBATCH --chdir={tmp_path}\n" in text
@@ -72,9 +78,29 @@ def test_an_array_script(
         assert ran.returncode == 137
         words = [sys.executable, "-m", "microdiffusion_fast"]
         words += [*line(small_stack, output)[:-2], "--threads", "1", "--shard", "1/1"]
-        assert ran.stdout.splitlines() == ["--ntasks=1", *words, *again]
-    assert run(arguments) == 2
+        assert ran.stdout.splitlines() == ["--ntasks=1", "--cpus-per-task=1", *words, *again]
+    assert run([*arguments[:-2], "--overwrite"]) == 2  # that is about the volume
     assert "error: --sbatch: expected a new file" in capsys.readouterr().err
+
+
+def test_no_workers_are_asked_for_where_there_is_nothing_to_do(
+    small_stack: SmallStack,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr("microdiffusion_fast.distributed.connect", connect)
+    output, spread = tmp_path / "v.zarr", ("--scheduler", "local:2")
+    assert run([*line(small_stack, output)[:-2], "--memory", "4GiB"]) == 0
+    assert run(line(small_stack, output, *spread)) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert run(line(small_stack, output, *spread, "--seed", "1")) == 2
+    assert "error: -o/--output: expected a new file" in capsys.readouterr().err
+    assert run(line(small_stack, tmp_path / "w.zarr", *spread, "--depth", "1")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -83,6 +109,8 @@ def test_an_array_script(
         (("--shard", "3/2"), "--shard: expected i/n"),
         (("--scheduler", "abacus"), "--scheduler: expected tcp://HOST:PORT"),
         (("--scheduler", "local:2", "--shard", "1/2"), "--shard: expected none with --scheduler"),
+        (("--shard", "1/2", "--fresh"), "--fresh: expected none with --shard"),
+        (("--sbatch", "job.sh", "--fresh"), "--fresh: expected none with --sbatch"),
         (("--sbatch", "nowhere/job.sh"), "--sbatch: expected a file that can be written"),
         (("--scheduler", "local:2", "--samples", "3"), "--samples: expected none with --memory"),
         ((), "--threads: expected --memory with it"),

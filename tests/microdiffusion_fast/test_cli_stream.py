@@ -97,6 +97,19 @@ def test_a_plan_computes_nothing(run: Run, folder: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_device_has_to_be_there_where_it_computes(run: Run, folder: Path, tmp_path: Path) -> None:
+    """A login node writes the script for jobs that have a GPU."""
+    line = ("reconstruct", folder / "p.zarr", "-o", tmp_path / "v.zarr", "--device", "cuda")
+    for options in (("--plan",), ("--memory", SMALL), ("--shard", "1/2")):
+        refused(run(*line, *options), "--device")
+    refused(run(*line[:-1], "cubist", "--sbatch", tmp_path / "no.sh"), "--device")
+    assert not list(tmp_path.iterdir())
+    code, _, err = run(*line, "--sbatch", tmp_path / "job.sh")
+    assert code == 0, err
+    assert (tmp_path / "job.sh").is_file()
+
+
 def test_what_does_not_go_with_memory(run: Run, folder: Path, tmp_path: Path) -> None:
     base = ("reconstruct", folder / "p.zarr", "-o")
     line = (*base, tmp_path / "v.zarr", "--memory", SMALL)
@@ -107,6 +120,11 @@ def test_what_does_not_go_with_memory(run: Run, folder: Path, tmp_path: Path) ->
         ("--gamma", "0.1,0.2"),
         ("--gamma-schedule", "linear"),
         ("--inr-steps", 9),
+        ("--uncertainty", tmp_path / "u.tif"),
+        ("--estimate", "sample"),
+        ("--tol", "1e-5"),
+        ("--no-probe",),
+        ("--batch-size", 4),
     ):
         refused(run(*line, *options), str(options[0]))
     refused(run(*base, tmp_path / "v.tif", "--memory", SMALL), "-o/--output")

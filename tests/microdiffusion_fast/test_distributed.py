@@ -211,6 +211,24 @@ def test_what_is_not_installed(
             pass
 
 
+def test_a_cluster_ends_where_no_client_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
+    closed: list[bool] = []
+
+    class Cluster:
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(cluster: Cluster) -> None:
+        raise OSError("no client")
+
+    monkeypatch.setattr(ours, "_local", lambda *_, **__: Cluster())
+    monkeypatch.setattr(distributed, "Client", fail)
+    with pytest.raises(OSError, match="no client"), connect("local:2"):
+        pass
+    assert closed == [True]
+
+
 def test_what_is_no_client() -> None:
     with pytest.raises(InputError, match="^client: expected a dask.distributed Client, got str"):
         DaskTiles("tcp://a:1")
