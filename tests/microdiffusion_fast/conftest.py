@@ -65,7 +65,8 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> SmallStack:
     generator = torch.Generator().manual_seed(0)
     images = AxialProjection(SHAPE[0], STEP)(1000 * torch.rand(SHAPE, generator=generator))
     Projections(images, step_length=STEP).save(folder / "p.ome.zarr")
-    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
+    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
+    denoiser = Denoiser(narrow)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10

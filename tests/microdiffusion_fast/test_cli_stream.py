@@ -161,6 +161,7 @@ def test_simulate_is_that_in_memory(run: Run, folder: Path, tmp_path: Path) -> N
     assert code == 0 and "6 projections of 30 x 26 pixels" in out, err
     a, b = (read_volume(tmp_path / name) for name in ("a.zarr", "b.zarr"))
     np.testing.assert_array_equal(a.data, b.data)
+    a.extra.pop("provenance")  # of what was not read as a whole there is no hash
     assert a.extra == b.extra and a.voxel_size == b.voxel_size
     for options, argument in (
         (("-o", tmp_path / "c.tif", "--memory", "1MiB"), "-o/--output"),

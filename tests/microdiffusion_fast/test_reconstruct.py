@@ -43,9 +43,9 @@ def stack() -> Projections:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network that departs a little from interpolation."""
+    """A tiny network that departs a little from interpolation, and that the checks trust."""
     denoiser = Denoiser(TINY)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(2)  # with trust 0 every result is interpolation
     with torch.no_grad():
         for parameter in denoiser.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10

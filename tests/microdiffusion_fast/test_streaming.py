@@ -48,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Projections(
         operator(volume), step_length=STEP, depth=SHAPE[0], voxel_size=(0.6, 0.5, 0.5)
     ).save(folder / "p.ome.zarr")
-    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
+    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
+    denoiser = Denoiser(narrow)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10

@@ -26,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     images = 1000 * torch.rand((6, 28, 24), generator=generator)
     Projections(images, step_length=4).save(folder / "p.zarr")
-    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
+    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
+    denoiser = Denoiser(narrow)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
