@@ -200,7 +200,7 @@ class Projections:
         from microdiffusion_fast.io import write_volume
 
         data = self.images.detach().cpu().numpy()
-        metadata = {**self.metadata, "provenance": dict(provenance or {})}
+        metadata = self.metadata | ({"provenance": dict(provenance)} if provenance else {})
         return write_volume(
             path, data, voxel_size=self.spacing, overwrite=overwrite, metadata=metadata
         )

@@ -28,7 +28,7 @@ from .store_output import OutputStore
 from .store_reader import cell_of, pixels_to_decode
 from .store_source import StoredStack, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
-from .streaming_tiles import Choices, TileJob
+from .streaming_tiles import Choices, TileJob, with_threads
 from .tensor_files import digest
 from .tile_survey import pixels_to_survey
 from .tiling import TilePlan
@@ -71,7 +71,8 @@ class StreamRun:
         self, store: OutputStore, *, progress: bool, callback: ProgressCallback | None
     ) -> Prepared:
         """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
-        with store.turn("prepare"):  # of several processes one finds out, the others wait for it
+        # of several processes one finds out, the others wait for it
+        with store.turn("prepare"), with_threads(store.settings["threads"]):
             ready = Prepared.load(store.folder)
             if ready is None:
                 ready = prepare(

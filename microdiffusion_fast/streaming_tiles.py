@@ -188,7 +188,7 @@ class TileWorker:
         del ahead  # the projections are gone when they are no longer needed
         if following is not None:
             self._ahead = following, self._thread.submit(self._read, following)
-        with _threads(self.job.threads):
+        with with_threads(self.job.threads):
             core = self._compute(number, images)
         del images
         if not bool(core.sum(dtype=torch.float64).isfinite()):  # without a copy
@@ -232,7 +232,8 @@ class TileWorker:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def with_threads(count: int) -> Iterator[None]:
+    """The block computes with that many threads: their number changes the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
