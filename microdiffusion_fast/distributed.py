@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import sys
 import threading
@@ -148,6 +149,7 @@ def connect(scheduler: str, *, threads: int | None = None, cuda: bool = False) -
     distributed = _optional("distributed", "dask")
     if found is not None and count < 1:
         raise InputError("scheduler", "at least one worker", repr(scheduler))
+    before = set(os.environ)
     client: Any = None
     cluster: Any = None
     try:
@@ -163,6 +165,9 @@ def connect(scheduler: str, *, threads: int | None = None, cuda: bool = False) -
                 client.close()
         if cluster is not None:
             cluster.close()
+        # Dask's nannies set the threads of their workers in the environment of this very process
+        for name in os.environ.keys() - before:
+            del os.environ[name]
 
 
 def _client(distributed: Any, scheduler: str) -> Any:

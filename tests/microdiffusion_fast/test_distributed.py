@@ -232,3 +232,11 @@ def test_a_cluster_ends_where_no_client_reaches_it(monkeypatch: pytest.MonkeyPat
 def test_what_is_no_client() -> None:
     with pytest.raises(InputError, match="^client: expected a dask.distributed Client, got str"):
         DaskTiles("tcp://a:1")
+
+
+def test_a_cluster_leaves_the_environment_alone() -> None:
+    """Dask would leave OMP_NUM_THREADS=1 to whatever is started afterwards."""
+    before = dict(os.environ)
+    with connect("local:1", threads=1):
+        pass
+    assert dict(os.environ) == before
