@@ -23,6 +23,7 @@ from .training_step import clip_gradients, fast_bfloat16, training_loss
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
 _SLICES = 24  # slices a step predicts, about: windows times stride
+_STRONG = (math.log(0.015), math.log(0.2))  # noise that hard consistency must not copy, of the range
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainingConfig:
         seed: of volumes, windows, noise and weights.
         pure_noise: share of the windows that start from pure noise, the task of the posterior mean.
         averaging: decay of the moving average of the weights, which is what is saved.
+        noisy: share of the steps with so much noise that it is to be removed from the means too.
         only_doubt: leaves the prediction as it is and trains what the network states of its error.
         checkpoint: steps between checkpoints.
         network: widths and blocks; a smaller network to start from grows into it.
@@ -51,6 +53,7 @@ class TrainingConfig:
     seed: int = 0
     pure_noise: float = 0.5
     averaging: float = 0.998
+    noisy: float = 0.2
     only_doubt: bool = False
     checkpoint: int = 250
     network: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -62,8 +65,9 @@ class TrainingConfig:
                 raise InputError(name, f"an integer of at least {least}", getattr(self, name))
         if not 0 <= self.seed < 1000:
             raise InputError("seed", "an integer in [0, 1000)", self.seed)
-        if not 0 <= self.pure_noise <= 1:
-            raise InputError("pure_noise", "a share in [0, 1]", self.pure_noise)
+        for name in ("pure_noise", "noisy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, "a share in [0, 1]", getattr(self, name))
 
 
 def simulated_source(seed: int, side: int) -> Source:
@@ -133,13 +137,15 @@ def _train_step(
     generator = torch.Generator().manual_seed(config.seed * 10_000_000 + run.step)
     acquisition = Acquisition.random(rng)
     count = max(1, round(_SLICES / acquisition.stride))
-    noise = 0.0
-    if rng.random() < 0.7:
+    noise, noisy = 0.0, rng.random() < config.noisy
+    if noisy:
+        noise = math.exp(rng.uniform(*_STRONG))
+    elif rng.random() < 0.7:
         sigma = math.exp(rng.uniform(math.log(0.001), math.log(0.06)))
         noise = sigma / math.sqrt(acquisition.step_length)
     drawn = [sources[int(i)] for i in rng.integers(len(sources), size=count)]
-    noisy = [Source(source.volume, source.depth_axes, noise) for source in drawn]
-    batch = draw_batch(noisy, acquisition, rng, count=count, size=config.size, vary=True)
+    recorded = [Source(source.volume, source.depth_axes, noise) for source in drawn]
+    batch = draw_batch(recorded, acquisition, rng, count=count, size=config.size, vary=True)
     losses = training_loss(
         run.denoiser,
         batch,
@@ -147,6 +153,7 @@ def _train_step(
         schedule,
         generator,
         pure_noise=config.pure_noise,
+        hard=not noisy,
         mixed=fast_bfloat16(),
     )
     warm = min(1.0, (run.step + 1) / 200)

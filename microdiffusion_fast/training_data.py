@@ -14,6 +14,7 @@ from torch import Tensor
 from .denoiser import CONTEXT, Geometry
 
 EDGE_SHARE = 0.25  # windows drawn at a stack's end, where context repeats the last projection
+ASSUMED_BLUR = 1.5  # in slices, stated where nobody knows: microscopes are softer along z than across
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Acquisition:
         blur = 0.0 if rng.random() < 0.2 else float(rng.uniform(*_BLURS[int(rng.integers(3))]))
         drawn = cls.uniform(s, stride, blur)
         if rng.random() < 0.5:
+            # most users state none: the network has to see it in the projections
+            drawn = replace(drawn, stated_blur=ASSUMED_BLUR)
+        elif rng.random() < 0.5:
             # nobody knows the blur of a microscope exactly: half of the statements are beliefs
             true = blur * math.exp(0.35 * rng.normal()) if blur else abs(0.4 * rng.normal())
             drawn = replace(drawn, axial_blur=min(true, 5.0), stated_blur=blur)
@@ -151,6 +155,13 @@ def _changed(block: Tensor, sources: Sequence[Source], rng: np.random.Generator)
     return block
 
 
+def _limited(block: Tensor, rng: np.random.Generator) -> Tensor:
+    """A block whose brightest voxels are white, as cameras and 8-bit files have them."""
+    share = math.exp(rng.uniform(math.log(2e-4), math.log(1e-2)))
+    rank = max(1, math.ceil((1 - share) * block.numel()))
+    return block.clamp(max=float(block.flatten().kthvalue(rank).values))
+
+
 @dataclass(frozen=True)
 class Batch:
     """Windows with their context and the true slices around them.
@@ -230,6 +241,8 @@ def _draw(
     if vary:
         block = _changed(block, sources, rng)
     block = blur_depth(block, acquisition.axial_blur)
+    if vary and rng.random() < 0.5:
+        block = _limited(block, rng)
 
     def place(window: int) -> int:
         return offset + window * stride - start

@@ -15,7 +15,7 @@ from .training_data import Acquisition, Batch
 
 
 class Losses(NamedTuple):
-    """Means over the slices of a batch, every error one that consistency leaves.
+    """Means over the slices of a batch, every error one that consistency leaves where it is hard.
 
     Attributes:
         error: squared error of what was predicted.
@@ -48,9 +48,10 @@ def fast_bfloat16() -> bool:
 
 def clip_gradients(denoiser: Denoiser, norm: float = 1.0) -> None:
     """Each part by its own norm: the doubt must not slow the prediction down."""
-    doubt = list(denoiser.head.conv_spread.parameters())
-    others = [p for p in denoiser.parameters() if all(p is not q for q in doubt)]
-    for part in (doubt, others):
+    doubt = denoiser.head.conv_spread
+    own = {id(parameter) for parameter in doubt.parameters()}
+    others = [p for p in denoiser.parameters() if id(p) not in own]
+    for part in (doubt.parameters(), others):
         torch.nn.utils.clip_grad_norm_(part, norm)
 
 
@@ -73,6 +74,7 @@ def training_loss(
     *,
     pure_noise: float = 0.5,
     dropout: float = 0.1,
+    hard: bool = True,
     mixed: bool = False,
 ) -> Losses:
     """What a step of training needs to know of the predicted slices.
@@ -80,8 +82,9 @@ def training_loss(
     The state is noised and blended with the prior as the sampler will do it. Its noise level is
     the highest for the share `pure_noise` of the windows: the chain starts there, and what is
     decided there is decided. For the share `dropout` the features of the projections are zero, as
-    the unconditional branch of classifier-free guidance has them. `mixed` runs the network in
-    bfloat16, the losses stay float32.
+    the unconditional branch of classifier-free guidance has them. With `hard` the means of the
+    windows do not count, as consistency will set them; without it they are to be denoised too.
+    `mixed` runs the network in bfloat16, the losses stay float32.
     """
     count, height, width = len(batch.windows), *batch.windows.shape[2:]
     windows, slices = batch.windows * 2 - 1, batch.slices * 2 - 1
@@ -110,8 +113,9 @@ def training_loss(
             level.repeat_interleave(inner, 0),
         )
     truth = slices[:, 1:-1]
-    error = _project_out(predicted.float().reshape(truth.shape) - truth, batch, acquisition)
-    baseline = _project_out(base - truth, batch, acquisition)
+    error, baseline = predicted.float().reshape(truth.shape) - truth, base - truth
+    if hard:
+        error, baseline = (_project_out(e, batch, acquisition) for e in (error, baseline))
     spread = spread.reshape(truth.shape)
     doubt = (spread + 0.5 * error.detach().square() * torch.exp(-2 * spread)).mean()
     return Losses(error.square().mean(), baseline.square().mean(), doubt)
