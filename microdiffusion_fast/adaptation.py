@@ -30,13 +30,14 @@ from .adaptation_check import (
     liveliest,
     trusted,
 )
+from .allocator import keeping
 from .denoiser import ALIGN, Denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .training_data import Acquisition, Source, blur_depth, draw_batch
-from .training_step import clip_gradients, fast_bfloat16, training_loss
+from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_loss
 
 CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
@@ -112,7 +113,11 @@ def self_train(
     sides = [side for source in sources for side in source.volume.shape]
     size = min(options.size, *sides) // ALIGN * ALIGN
     mixed = fast_bfloat16()
-    with Progress("adapt to the stack", steps, enabled=progress, callback=callback) as bar:
+    seen = denoiser.feature_bytes(options.windows * size**2)
+    with (
+        Progress("adapt to the stack", steps, enabled=progress, callback=callback) as bar,
+        keeping(seen, ACTIVATIONS),
+    ):
         for step in range(steps):
             rate = min((step + 1) / 10, 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in optimiser.param_groups:

@@ -214,6 +214,10 @@ class Denoiser(nn.Module):
         self.head = SliceHead(self.config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def feature_bytes(self, pixels: int) -> int:
+        """Of the features of one window of so many pixels, float32: the largest arrays made."""
+        return 4 * self.config.encoder_widths[0] * pixels
+
     def encode(self, projections: Tensor, geometry: Geometry, *, batch: int = 4) -> Tensor:
         """Features of every window, [K, C, Y, X], from the projections [K, Y, X].
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .allocator import keeping
 from .denoiser import Denoiser, Geometry
 from .forward_model import AxialProjection
 from .kernels.constants import constant
 from .schedule import NoiseLevel, NoiseSchedule
 from .training_data import axial_spread
+
+_TOGETHER = 8 * 2**20  # bytes of features that are computed at once on a CPU; more is slower
 
 
 class StackDenoiser:
@@ -20,7 +23,8 @@ class StackDenoiser:
         projections: [K, Y, X], spanning about [0, 1].
         operator: the acquisition.
         axial_blur: what to tell the network, in slices.
-        batch: slices per forward pass; the volume does not depend on it beyond rounding.
+        batch: slices per forward pass at most, fewer on a CPU where images are large; the volume
+            does not depend on it beyond rounding.
         guided: also give the unconditional prediction, without the features of the projections.
         both_ways: average the predictions for the stack and for the stack turned upside down, where
             the axial weights allow it; twice the work for about 0.1 dB.
@@ -48,12 +52,18 @@ class StackDenoiser:
     ) -> None:
         spread = axial_spread(operator.weights)
         self.geometry = Geometry(operator.step_length, operator.stride, axial_blur, spread)
-        self.denoiser, self.batch, self.guided = denoiser.eval(), batch, guided
+        self.denoiser, self.guided = denoiser.eval(), guided
+        each = denoiser.feature_bytes(projections[0].numel())
+        self.large = 0
+        if projections.device.type == "cpu":
+            batch = max(1, min(batch, _TOGETHER // each))
+            self.large = batch * each
+        self.batch = batch
         self.base = to_network(operator.interpolate(projections))
         shown = to_network(projections)
         # by direction along z: +1 as acquired, -1 upside down
         self.features: dict[int, Tensor] = {}
-        with torch.no_grad():
+        with torch.no_grad(), keeping(self.large):
             self.features[1] = denoiser.encode(shown, self.geometry, batch=batch)
             if both_ways and -1 in directions(operator):
                 turned = denoiser.encode(shown.flip(0), self.geometry, batch=batch)
@@ -70,11 +80,12 @@ class StackDenoiser:
 
     def __call__(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor | tuple[Tensor, Tensor]:
         """Posterior mean [Z, Y, X] given the blended state, in network units; a pair if guided."""
-        conditional, self.deviation = self._denoise(x, level, self.features)
-        if not self.guided:
-            return conditional
-        none = torch.zeros_like(self.features[1][:1])
-        return conditional, self._denoise(x, level, dict.fromkeys(self.features, none))[0]
+        with keeping(self.large):
+            conditional, self.deviation = self._denoise(x, level, self.features)
+            if not self.guided:
+                return conditional
+            none = torch.zeros_like(self.features[1][:1])
+            return conditional, self._denoise(x, level, dict.fromkeys(self.features, none))[0]
 
     @torch.no_grad()
     def _denoise(

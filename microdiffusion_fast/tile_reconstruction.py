@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .allocator import keeping
 from .denoiser import Denoiser
 from .estimate import mean_and_deviation
 from .forward_model import AxialProjection
@@ -161,11 +162,15 @@ def reconstruct_tile(
     if recipe.hard:
         prior = local.consistent(prior, measured)
 
+    seen = 0 if images.is_cuda else images[0].numel()
+    largest = recipe.batch * recipe.denoiser.feature_bytes(seen)
+
     def runs(plan: SamplingPlan, count: int) -> Iterator[Tensor]:
         outputs = tile.outputs[len(tile.outputs) - len(plan) :]
 
         def predict(x: Tensor, step: int, level: NoiseLevel) -> Tensor | tuple[Tensor, Tensor]:
-            return denoise(x, level, outputs[step])
+            with keeping(largest):
+                return denoise(x, level, outputs[step])
 
         chain = Chain(predict, prior, plan, operator=local, projections=measured)
         for stream in range(count):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .allocator import keeping
 from .denoiser import Denoiser, DenoiserConfig, grown, load_denoiser, save_denoiser
 from .errors import InputError
 from .progress import Progress, ProgressCallback
@@ -19,7 +20,7 @@ from .simulate import random_volume
 from .tensor_files import write_tensors
 from .training_data import Acquisition, Source, draw_batch
 from .training_state import TrainingState, checked_output, resuming, state_path
-from .training_step import clip_gradients, fast_bfloat16, training_loss
+from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_loss
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
 _SLICES = 24  # slices a step predicts, about: windows times stride
@@ -119,7 +120,11 @@ def train(
             bar.advance(1)
     schedule = NoiseSchedule()
     left = config.steps - run.step
-    with Progress("train", left, enabled=progress, callback=callback) as bar:
+    seen = denoiser.feature_bytes(_SLICES // 4 * config.size**2)  # windows of a usual step
+    with (
+        Progress("train", left, enabled=progress, callback=callback) as bar,
+        keeping(seen, ACTIVATIONS),
+    ):
         while run.step < config.steps:
             gain = _train_step(run, sources, schedule, config)
             run.average(config.averaging)

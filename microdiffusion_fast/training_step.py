@@ -13,6 +13,8 @@ from .denoiser import Denoiser
 from .schedule import NoiseSchedule
 from .training_data import Acquisition, Batch
 
+ACTIVATIONS = 64  # arrays of the size of a batch's features that a step makes, about
+
 
 class Losses(NamedTuple):
     """Means over the slices of a batch, every error one that consistency leaves where it is hard.

@@ -19,7 +19,7 @@ NATIVE = f"{PACKAGE}._native"
 # The order in which data flows; a module imports from its own layer and those before it. A module
 # that is not listed is outermost, like the last layer: list it here when an inner one needs it.
 LAYERS: list[set[str]] = [
-    {"errors", "progress", "device", "records", "tensor_files", "provenance"},
+    {"allocator", "errors", "progress", "device", "records", "tensor_files", "provenance"},
     {
         "projections",
         "projection_checks",
