@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adaptation_check import (
+    CHECK_SIDE,
     FULL_TRUST,
+    NOISY,
     check_along_z,
     check_laterally,
     coarser,
@@ -34,16 +36,15 @@ from .allocator import keeping
 from .denoiser import ALIGN, Denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
+from .inr import estimate_noise
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
-from .training_data import Acquisition, Source, blur_depth, draw_batch
+from .training_data import ASSUMED_BLUR, Acquisition, Source, blur_depth, draw_batch
 from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_loss
 
-CHECK_SIDE = 96  # the check needs no more columns than this square holds
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
 STEPS = 100  # of self-training where it is called for
 DOUBT = 0.6  # the trust below which it is: above it training cost time and gained little or lost
-ASSUMED_BLUR = 1.5  # in slices, where none is stated: microscopes are softer along z than across
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,10 @@ def lateral_sources(volume: Tensor, voxel_size: tuple[float, float, float] | Non
     return sources
 
 
-def _obstacle(sources: Sequence[Source], operator: AxialProjection) -> str | None:
-    """Why this stack cannot teach, or None."""
+def _obstacle(sources: Sequence[Source], operator: AxialProjection, noise: float) -> str | None:
+    """Why this stack can neither judge nor teach, or None."""
+    if noise >= NOISY:
+        return f"noise of {100 * noise:.1f} % of the intensity range would be taken for structure"
     if operator.count < 4:
         return f"needs 4 projections for the check, the stack has {operator.count}"
     needed = 2 * (operator.step_length + operator.stride)
@@ -216,7 +219,7 @@ def adapt(
     blurs = BLURS if axial_blur is None else (blur,)
     volume = operator.consistent(operator.interpolate(projections), projections)
     sources = lateral_sources(volume, voxel_size)
-    obstacle = _obstacle(sources, operator)
+    obstacle = _obstacle(sources, operator, estimate_noise(projections))
     if obstacle:
         return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)

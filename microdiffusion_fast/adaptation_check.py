@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .forward_model import AxialProjection
 from .inference import posterior_mean
+from .inr import estimate_noise
 from .training_data import Source, blur_depth
 
 WORST = 1e6  # stands for an error that is not a number
 FULL_TRUST = 0.9  # the share of its own change from which a denoiser is followed all the way
 LATERAL_SIDE = 64  # pixels of a mock stack
+CHECK_SIDE = 96  # pixels of a side that say enough about a stack
+NOISY = 0.015  # noise, of the intensity range, from which it is removed from the projections too
 
 
 class Check(NamedTuple):
@@ -86,6 +89,27 @@ def check_laterally(
     guess = lateral.consistent(posterior_mean(denoiser, stack, lateral, axial_blur=blur), stack)
     covered = lateral.covered
     return _compare((guess - linear)[covered], (mock - linear)[covered])
+
+
+def usual_consistency(projections: Tensor) -> Literal["hard", "soft"]:
+    """How closely a volume should agree with projections [K, Y, X]: not with their noise."""
+    return "soft" if estimate_noise(projections) >= NOISY else "hard"
+
+
+def noise_to_error(
+    denoiser: Denoiser, projections: Tensor, operator: AxialProjection, blur: float
+) -> float:
+    """How noisy projections [K, Y, X] are, over how wrong a denoiser's own guess of them is.
+
+    As variances, which `noise_to_signal` of soft consistency is for a denoiser: the guess and the
+    projection differ by both, so the second is what the noise does not explain. Medians keep bright
+    structures out, where photons make more noise than is estimated.
+    """
+    seen = liveliest(projections, CHECK_SIDE)
+    guess = posterior_mean(denoiser, seen, operator, axial_blur=blur)
+    differs = float((seen - operator(guess)).abs().median() / 0.6745) ** 2
+    noise = estimate_noise(projections) ** 2
+    return noise / max(differs - noise, 1e-3 * differs, 1e-12)
 
 
 def _compare(change: Tensor, wanted: Tensor) -> Check:

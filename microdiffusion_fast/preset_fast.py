@@ -8,14 +8,16 @@ from pathlib import Path
 from torch import Tensor
 
 from .adaptation import AdaptOptions, adapt
+from .adaptation_check import noise_to_error, usual_consistency
 from .denoiser import load_denoiser
 from .errors import InputError
 from .exact import exact_plan
 from .inference import StackDenoiser
 from .inr import INROptions, fit_inr
-from .preset import Prepared, Request, noise_to_signal
+from .preset import Prepared, Request
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
 from .tensor_files import digest
+from .training_data import ASSUMED_BLUR
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
 MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
@@ -45,8 +47,13 @@ def prepare_fast(asked: Request) -> Prepared:
     operator = stack.operator
     low, high = stack.intensity_range()
     images = (stack.images - low) / (high - low)
-    consistency: Consistency = asked.consistency or "hard"
-    ratio = noise_to_signal(images, operator) if consistency == "soft" else None
+    network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
+    weights = digest(network.state_dict())
+    consistency: Consistency = asked.consistency or usual_consistency(images)
+    ratio: float | None = None
+    if consistency == "soft":
+        blur = ASSUMED_BLUR if asked.axial_blur is None else float(asked.axial_blur)
+        ratio = noise_to_error(network, images, operator, blur)
     sampler = asked.sampler or SAMPLER
     gamma = GAMMA if asked.gamma is None else asked.gamma
     guidance = 0.0 if asked.guidance is None else asked.guidance
@@ -79,8 +86,6 @@ def prepare_fast(asked: Request) -> Prepared:
         chain = exact_plan(plan, asked.tol)
     else:
         plan = chain = plan_of(MEAN_STEPS if steps is None else steps)
-    network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
-    weights = digest(network.state_dict())
     images = images.to(asked.device)
 
     with asked.timed("prior"):
@@ -137,6 +142,7 @@ def prepare_fast(asked: Request) -> Prepared:
             "gamma": list(gamma) if isinstance(gamma, Sequence) else gamma,
             "guidance": guidance,
             "consistency": consistency,
+            "noise_to_signal": ratio,
             "adapt": adapts,
             "adapt_steps": budget.steps if adapts else 0,
             "axial_blur": adapted.axial_blur,

@@ -137,7 +137,7 @@ def reconstruct(
                 gamma        0.1              that of the checkpoint, 0.9 without
                 guidance     0                1.8
                 variance_mix                  0.3
-                consistency  "hard"           "off", as published
+                consistency  "hard" or "soft" "off", as published
                 adapt        True             False: it is trained
 
         steps: calls of the network per chain. The posterior mean is one call: the volume of least
@@ -159,7 +159,9 @@ def reconstruct(
             it looks real, and is further from the truth on average.
         samples: chains to draw; from 2 on their standard deviation is the uncertainty. The
             posterior mean needs 1: it states its own.
-        consistency: "hard" makes the projections of the result equal the input to rounding.
+        consistency: "hard" makes the projections of the result equal the input to rounding, "soft"
+            as nearly as their noise tells. None with "fast" is "soft" where the noise is 1.5 % of
+            the intensity range or more, which "hard" would copy into the volume.
         adapt: for "fast": check the weights on this stack, follow them as far as the check allows,
             and train them on the stack itself where that is not far. False checks only.
         adapt_steps: optimiser steps of that training; a number always trains, None 100 steps where

@@ -24,7 +24,10 @@ from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
 _SLICES = 24  # slices a step predicts, about: windows times stride
-_STRONG = (math.log(0.015), math.log(0.2))  # noise that hard consistency must not copy, of the range
+_STRONG = (
+    math.log(0.015),
+    math.log(0.2),
+)  # noise that hard consistency must not copy, of the range
 
 
 @dataclass(frozen=True)

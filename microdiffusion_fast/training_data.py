@@ -14,7 +14,9 @@ from torch import Tensor
 from .denoiser import CONTEXT, Geometry
 
 EDGE_SHARE = 0.25  # windows drawn at a stack's end, where context repeats the last projection
-ASSUMED_BLUR = 1.5  # in slices, stated where nobody knows: microscopes are softer along z than across
+ASSUMED_BLUR = (
+    1.5  # in slices, stated where nobody knows: microscopes are softer along z than across
+)
 
 
 @dataclass(frozen=True)

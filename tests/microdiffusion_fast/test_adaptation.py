@@ -28,7 +28,9 @@ from microdiffusion_fast.adaptation_check import (
     check_along_z,
     check_laterally,
     coarser,
+    noise_to_error,
     trusted,
+    usual_consistency,
 )
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.forward_model import AxialProjection
@@ -417,6 +419,46 @@ def test_stacks_that_cannot_teach_are_skipped(
     assert reason in result.evidence["skipped"]
     assert result.denoiser is denoiser and unchanged(denoiser, before)
     assert not result.accepted and result.axial_blur == (ASSUMED_BLUR if blur is None else blur)
+
+
+def test_noise_is_not_taken_for_structure() -> None:
+    """Neither check could tell noise that nobody can predict from detail that was missed."""
+    generator = torch.Generator().manual_seed(0)
+    projections = OPERATOR(texture(24, 32, 32))
+    noise = torch.randn(projections.shape, generator=generator)
+    quiet, loud = (
+        adapt(randomised(), projections + size * noise, OPERATOR, options=QUICK).evidence
+        for size in (0.005, 0.05)
+    )
+    assert "error" in quiet and "skipped" not in quiet
+    assert "noise" in loud["skipped"]
+
+
+def test_soft_is_usual_where_the_noise_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    projections = OPERATOR(texture(24, 32, 32))
+    noise = torch.randn(projections.shape, generator=generator)
+    sizes = (0.0, 0.01, 0.02, 0.1)
+    usual = [usual_consistency(projections + size * noise) for size in sizes]
+    assert usual == ["hard", "hard", "soft", "soft"]
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+@pytest.mark.parametrize("error", [0.0, 0.03, 0.1])
+def test_noise_is_weighed_against_the_error_of_the_guess(
+    monkeypatch: pytest.MonkeyPatch, noise: float, error: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = 0.5 * torch.ones(36, 64, 64)
+    operator = AxialProjection(36, 6)
+    wrong = (error * torch.randn(6, 64, 64, generator=generator)).repeat_interleave(6, 0)
+    monkeypatch.setattr(adaptation_check, "posterior_mean", lambda *_, **__: truth + wrong)
+    recorded = operator(truth) + noise * torch.randn(6, 64, 64, generator=generator)
+    found = noise_to_error(randomised(), recorded, operator, 1.5)
+    if error:
+        assert found == pytest.approx((noise / error) ** 2, rel=0.35)
+    else:
+        assert found > 5  # next to nothing is taken from the projections
 
 
 def test_the_given_denoiser_is_left_alone() -> None:

@@ -172,6 +172,18 @@ def test_consistency_off_and_soft(quick: Run) -> None:
     assert misfits["hard"] < 1e-4 < misfits["soft"] < misfits["off"]
 
 
+def test_noise_decides_what_is_usual(quick: Run) -> None:
+    images = stack_of(phantom(shape=(24, 24, 24))).images.numpy()
+    noise = np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
+    clean, noisy = (quick(images + size * noise, step_length=6) for size in (0.0, 0.05))
+    assert clean.parameters["consistency"] == "hard" and misfit(clean) < 1e-4
+    assert clean.parameters["noise_to_signal"] is None
+    assert noisy.parameters["consistency"] == "soft" and misfit(noisy) > 1e-2
+    assert noisy.parameters["noise_to_signal"] > 0
+    asked = quick(images + 0.05 * noise, step_length=6, consistency="hard")
+    assert asked.parameters["consistency"] == "hard" and misfit(asked) < 1e-4
+
+
 def test_same_seed_same_bits(quick: Run, stack: Projections) -> None:
     options = {"adapt": True, "adapt_steps": 2, "steps": 4, "samples": 2, "sampler": "ddpm"}
     first, again, other = (quick(stack, seed=seed, **options) for seed in (3, 3, 4))

@@ -122,6 +122,19 @@ def test_project_out_leaves_overlapping_windows_alone() -> None:
     assert torch.equal(_project_out(error, drawn(acquisition), acquisition), error)
 
 
+def test_noisy_windows_count_with_their_means() -> None:
+    """Hard consistency would copy the noise, so it must not hide what a network makes of it."""
+    acquisition, batch = Acquisition.uniform(6), drawn(Acquisition.uniform(6))
+    brighter = replace(batch, windows=batch.windows + 0.1)  # 0.2 of the network's [-1, 1]
+    generator = torch.Generator().manual_seed(0)
+    hard, whole = (
+        training_loss(Denoiser(TINY), brighter, acquisition, SCHEDULE, generator, hard=hard)
+        for hard in (True, False)
+    )
+    assert float(whole.error.detach()) > float(hard.error.detach()) + 0.03
+    assert float(whole.error.detach()) == pytest.approx(float(whole.reference), rel=1e-5)
+
+
 def test_a_fresh_network_is_as_wrong_as_interpolation() -> None:
     acquisition = Acquisition.uniform(6)
     generator = torch.Generator().manual_seed(0)
