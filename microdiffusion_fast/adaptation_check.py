@@ -24,7 +24,7 @@ WORST = 1e6  # stands for an error that is not a number
 FULL_TRUST = 0.9  # the share of its own change from which a denoiser is followed all the way
 LATERAL_SIDE = 64  # pixels of a mock stack
 CHECK_SIDE = 96  # pixels of a side that say enough about a stack
-NOISY = 0.015  # noise, of the intensity range, from which it is removed from the projections too
+NOISY = 0.01  # noise, of the intensity range, from which it is removed from the projections too
 
 
 class Check(NamedTuple):

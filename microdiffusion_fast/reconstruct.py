@@ -160,7 +160,7 @@ def reconstruct(
         samples: chains to draw; from 2 on their standard deviation is the uncertainty. The
             posterior mean needs 1: it states its own.
         consistency: "hard" makes the projections of the result equal the input to rounding, "soft"
-            as nearly as their noise tells. None with "fast" is "soft" where the noise is 1.5 % of
+            as nearly as their noise tells. None with "fast" is "soft" where the noise is 1 % of
             the intensity range or more, which "hard" would copy into the volume.
         adapt: for "fast": check the weights on this stack, follow them as far as the check allows,
             and train them on the stack itself where that is not far. False checks only.
