@@ -16,18 +16,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import version
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .provenance import version_of
 from .streaming_tiles import TileJob, TileReceipt, TileWorker
 
 AHEAD = 2  # batches that a worker computes or has ready
 BATCHES = 8  # that a worker gets in all, at least: the last ones level out differences
 LONGEST = 16  # tiles of a batch
 SECONDS = 20.0  # for a scheduler to answer
+PACKAGE = "microdiffusion-fast"
 
 
 class DaskTiles:
@@ -85,7 +86,7 @@ class DaskTiles:
                     self.client.cancel(list(running.futures))
 
     def _submit(self, job: TileJob, batch: Sequence[int]) -> Any:
-        return self.client.submit(run_batch, job, tuple(batch), _version(), pure=False)
+        return self.client.submit(run_batch, job, tuple(batch), version_of(PACKAGE), pure=False)
 
 
 def batches(tiles: Sequence[int], workers: int) -> Iterator[Sequence[int]]:
@@ -98,7 +99,9 @@ _turn = threading.Lock()
 _open: list[TileWorker] = []
 
 
-def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileReceipt] | InputError:
+def run_batch(
+    job: TileJob, tiles: Sequence[int], driver: str | None
+) -> list[TileReceipt] | InputError:
     """Compute the tiles that are not finished; called on a worker.
 
     Args:
@@ -109,8 +112,9 @@ def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileRecei
     Returns:
         Their receipts; or what the user can mend, which Dask would log with a traceback if raised.
     """
-    if driver != _version():
-        return InputError("scheduler", f"workers with version {driver}", _version())
+    own = version_of(PACKAGE)
+    if driver != own:
+        return InputError("scheduler", f"workers with version {driver}", own)
     with _turn:  # a worker with several threads gives them all to one tile
         try:
             if not _open or _open[0].job.key != job.key:
@@ -239,7 +243,3 @@ def _worded(client: Any) -> Iterator[None]:
         raise InputError("scheduler", expected, got) from error
     except ModuleNotFoundError as error:
         raise InputError("scheduler", "workers with this package", str(error)) from error
-
-
-def _version() -> str:
-    return version("microdiffusion-fast")

@@ -82,7 +82,7 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir():
-            _replace_folder(temporary, target, target.with_name(f".{target.name}.{mark}.old"))
+            replace_folder(temporary, target, target.with_name(f".{target.name}.{mark}.old"))
         else:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -96,7 +96,8 @@ def staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
-def _replace_folder(temporary: Path, target: Path, old: Path) -> None:
+def replace_folder(temporary: Path, target: Path, old: Path) -> None:
+    """Give a folder the name of another, which goes to `old` and is removed there at last."""
     # A folder cannot be replaced in one call: a kill between the two renames leaves the old store
     # whole, as `.name.*.old`.
     if not target.exists():

@@ -45,7 +45,7 @@ def read_zarr(path: Path, *, max_bytes: int, allow_missing_chunks: bool) -> Imag
         InputError: for a store that is not one complete single-channel stack.
     """
     _refuse_links(path)
-    attributes, is_array = _node(path)
+    attributes, is_array = read_node(path)
     extra = parse_extra(attributes.get(NAMESPACE))
     if is_array:
         folder, axes, scale = path, None, None
@@ -142,7 +142,7 @@ def _refuse_links(path: Path) -> None:
                 raise InputError("path", "a Zarr store of regular files", f"{entry}")
 
 
-def _node(path: Path) -> tuple[dict[str, Any], bool]:
+def read_node(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the attributes in the files of a node, and whether it is an array."""
     if (path / "zarr.json").is_file():
         node = load_json(path / "zarr.json")

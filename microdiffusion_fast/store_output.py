@@ -26,11 +26,12 @@ import numpy as np
 
 from .errors import InputError
 from .io_common import NAMESPACE, load_json, parse_extra
-from .io_output import _replace_folder, is_zarr, prepare_output
-from .io_zarr import _node
+from .io_output import is_zarr, prepare_output, replace_folder
+from .io_zarr import read_node
 from .store_layout import Layout, halved
 from .store_lock import hold, locked, share
-from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, flush, write_durably, writing
+from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, write_json, writing
+from .tensor_files import flush
 
 _RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
 _DIVISION, _OLD = "division.json", "old"
@@ -179,7 +180,7 @@ class OutputStore:
                 flush(file)
                 flush(file.parent)
         values = {"run": self.run, "settings": self.settings, "token": self.token}
-        write_durably(record, json.dumps(values, indent=1).encode())
+        write_json(record, values)
 
     def _take_up(self, record: dict[str, Any]) -> None:
         _refuse_another(record.get("run", {}), self.run, self.target)
@@ -189,7 +190,7 @@ class OutputStore:
         """Agree with the processes that do the other parts, and let them in."""
         file, rule = self.folder / _DIVISION, _plain({"parts": part.total, **part.rule})
         if alone:
-            write_durably(file, json.dumps(rule).encode())
+            write_json(file, rule)
             share(self._held[0])
         elif (agreed := load_json(file)) != rule:
             expected = f"the division of the processes at work, {_short(agreed)}"
@@ -225,7 +226,7 @@ class OutputStore:
     def last(self) -> Iterator[bool]:
         """Whether this process is to finish the run: no shard is missing, and no other does."""
         lock = None
-        if all(self.shards.has(box) for box in self.levels[0].boxes()):
+        if self.shards.has_all(self.levels[0].boxes()):
             try:  # whoever takes this lock has seen that all is there, so nobody waits for it
                 lock = hold(self.folder / _FINISH_LOCK, wait=False)
             except FileNotFoundError:  # finished
@@ -293,7 +294,7 @@ class OutputStore:
             group.attrs[NAMESPACE] = {**metadata, "run": self.run}
             flush(self.image / "zarr.json")
             flush(self.image)
-            _replace_folder(self.image, self.target, self.folder / _OLD)
+            replace_folder(self.image, self.target, self.folder / _OLD)
             flush(self.target.parent)
             _remove(self.folder)
         return self.target
@@ -309,7 +310,7 @@ def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
     target = Path(path).resolve()
     if not is_zarr(target):
         return False
-    attributes, _ = _node(target)
+    attributes, _ = read_node(target)
     stored = parse_extra(attributes.get(NAMESPACE)).get("run")
     return bool(stored == _plain(run))
 

@@ -109,7 +109,7 @@ def open_stack(path: str | os.PathLike[str]) -> StoredStack:
 
 def _open_zarr(path: Path) -> StoredStack:
     io_zarr._refuse_links(path)
-    attributes, is_array = io_zarr._node(path)
+    attributes, is_array = io_zarr.read_node(path)
     folder, axes, scale = path, None, None
     if not is_array:
         folder, axes, scale = io_zarr._multiscale(path, attributes)

@@ -68,7 +68,7 @@ def verify(
     source = as_path(path)
     if not is_zarr(source):
         raise InputError("path", "a Zarr store", f"{source}, which is none")
-    attributes, is_array = io_zarr._node(source)
+    attributes, is_array = io_zarr.read_node(source)
     scaled = Scaling.of(parse_extra(attributes.get(NAMESPACE))) is not None
     folders = [source] if is_array else _levels(source, attributes)
     try:

@@ -23,6 +23,7 @@ from .device import parse_device
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .projections import Projections
+from .provenance import version_of
 from .store_layout import Layout
 from .store_output import OutputStore
 from .store_reader import cell_of, pixels_to_decode
@@ -229,7 +230,7 @@ def plan_stream(
         "input": stack.fingerprint(),
         "network": digest(network.state_dict()),
         "layout": asdict(layout),
-        "version": _version(),
+        "version": version_of("microdiffusion-fast"),
     }
     # a budget that is too small shows before anything is computed or written
     soft = 0.0 if consistency == "soft" else None
@@ -260,9 +261,3 @@ def plan_stream(
         identity=identity,
         device=place,
     )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("microdiffusion-fast")

@@ -114,7 +114,7 @@ class TileJob:
         return [
             number
             for number, tile in enumerate(self.plan)
-            if not all(shards.has(shard) for shard in self.plan.shards_of(tile))
+            if not shards.has_all(self.plan.shards_of(tile))
         ]
 
 
@@ -166,7 +166,7 @@ class TileWorker:
     def has(self, number: int) -> bool:
         """Whether a tile is finished."""
         plan = self.job.plan
-        return all(self.shards.has(shard) for shard in plan.shards_of(plan[number]))
+        return self.shards.has_all(plan.shards_of(plan[number]))
 
     def run(self, number: int, following: int | None = None) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.small_network import random_network
 from microdiffusion_fast import cli, cli_stream
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.io import read_volume, write_volume
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.streaming import stream_reconstruct
@@ -21,16 +22,8 @@ SMALL = "90MiB"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command line in this process: exit code, stdout, stderr."""
-
-    def once(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return once
+def run(real_run: Run) -> Run:
+    return real_run
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_volume(folder / "v.tif", volume, voxel_size=(0.5, 0.5, 0.5))
     code = cli.run(["simulate", f"{folder}/v.tif", "-o", f"{folder}/p.zarr", "--step-length", "4"])
     assert code == 0
-    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(denoiser.head.conv_out.weight, std=0.1)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    network = random_network(torch.Generator().manual_seed(0))
+    save_denoiser(folder / "network.safetensors", network)
     return folder
 
 

@@ -139,7 +139,7 @@ def test_what_a_worker_cannot_do_is_one_clear_line(
 
 
 def test_another_version_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "_version", lambda: "9.9")
+    monkeypatch.setattr(ours, "version_of", lambda name: "9.9")
     job: Any = None
     with pytest.raises(InputError, match="^scheduler: expected workers with version 9.9"):
         list(DaskTiles(client)(job, [1]))

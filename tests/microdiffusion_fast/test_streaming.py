@@ -18,8 +18,9 @@ import pytest
 import torch
 import zarr
 
+from bench.small_network import random_network
 from microdiffusion_fast import metrics, reconstruct
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
+from microdiffusion_fast.denoiser import Denoiser, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.io import read_volume
@@ -48,13 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Projections(
         operator(volume), step_length=STEP, depth=SHAPE[0], voxel_size=(0.6, 0.5, 0.5)
     ).save(folder / "p.ome.zarr")
-    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
-    denoiser = Denoiser(narrow)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    save_denoiser(folder / "network.safetensors", random_network(generator))
     return folder
 
 
