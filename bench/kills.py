@@ -62,7 +62,7 @@ class Case:
             denoiser=self.folder / "network.safetensors",
             adapt=False,
             chunks=(4, 8, 8),
-            memory="66.5MiB",
+            memory="65MiB",
             threads=1,
             **options,
         )

@@ -116,7 +116,7 @@ def reconstruct_stored(
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.preset_fast import GAMMA, SAMPLER
     from microdiffusion_fast.progress import ProgressEvent, format_seconds
-    from microdiffusion_fast.store_output import is_finished
+    from microdiffusion_fast.store_finished import is_finished
     from microdiffusion_fast.streaming import stream_reconstruct
 
     if isinstance(gamma, tuple):

@@ -8,7 +8,8 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/lock.*        who is at work, see `OutputStore`
     .NAME.partial/old/          the volume that is being replaced
 
-`OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
+`OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it, `coarsen` makes the
+coarser resolutions, and `store_finished` knows it when it is complete.
 """
 
 from __future__ import annotations
@@ -17,23 +18,21 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .errors import InputError
-from .io_common import NAMESPACE, load_json, parse_extra
-from .io_output import is_zarr, prepare_output, replace_folder
-from .io_zarr import read_node
-from .store_layout import Layout, halved
+from .io_common import NAMESPACE, load_json
+from .io_output import prepare_output, replace_folder
+from .store_finished import is_finished, partial_of, plain, remove
+from .store_layout import Layout
 from .store_lock import hold, locked, share
-from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, write_json, writing
+from .store_shards import BEGIN, IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, write_json, writing
 from .tensor_files import flush
 
-_RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
+_RUN_LOCK, _FINISH_LOCK = "lock.run", "lock.finish"
 _DIVISION, _OLD = "division.json", "old"
 
 
@@ -100,10 +99,10 @@ class OutputStore:
         self.overwrite = overwrite
         self.target = self._place(Path(path))
         self.layout, self.levels = layout, layout.levels
-        self.folder = _partial(self.target)
+        self.folder = partial_of(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
-        self.run = _plain(run)
-        self.settings = _plain(settings or {})
+        self.run = plain(run)
+        self.settings = plain(settings or {})
         self._held: list[int] = []
         with writing(self.target):
             entrance = self._enter()
@@ -127,7 +126,7 @@ class OutputStore:
         while True:
             self.folder.mkdir(exist_ok=True)
             try:
-                entrance = hold(self.folder / _BEGIN_LOCK)
+                entrance = hold(self.folder / BEGIN)
             except FileNotFoundError:  # it was finished between these two lines
                 continue
             assert entrance is not None
@@ -135,7 +134,7 @@ class OutputStore:
 
     def _join(self, part: Part | None, *, resume: bool) -> None:
         if resume and not (self.folder / RUN).is_file() and is_finished(self.target, self.run):
-            _remove(self.folder)  # made by `_enter`
+            remove(self.folder)  # made by `_enter`
             raise Finished(str(self.target))
         at_work = hold(self.folder / _RUN_LOCK, wait=False)
         alone = at_work is not None
@@ -188,7 +187,7 @@ class OutputStore:
 
     def _divide(self, part: Part, *, alone: bool) -> None:
         """Agree with the processes that do the other parts, and let them in."""
-        file, rule = self.folder / _DIVISION, _plain({"parts": part.total, **part.rule})
+        file, rule = self.folder / _DIVISION, plain({"parts": part.total, **part.rule})
         if alone:
             write_json(file, rule)
             share(self._held[0])
@@ -237,40 +236,6 @@ class OutputStore:
             if lock is not None:
                 os.close(lock)
 
-    def missing(self) -> int:
-        """How many shards of the coarser resolutions are to be made."""
-        levels = list(enumerate(self.levels))[1:]
-        return sum(
-            not self.shards.has(box, number) for number, level in levels for box in level.boxes()
-        )
-
-    def coarsen(self, advance: Callable[[int], None]) -> None:
-        """Make the coarser resolutions, each from the one before, when the full one is complete.
-
-        Args:
-            advance: told the number of shards made.
-
-        Raises:
-            InputError: a shard of the full one is missing: its mean would be kept as if it were
-                right, or there is no room.
-        """
-        full = self.levels[0]
-        left = sum(not self.shards.has(box) for box in full.boxes())
-        if left:
-            raise InputError("output", f"all {full.count:,} shards", f"{full.count - left:,}")
-        for number, level in list(enumerate(self.levels))[1:]:
-            finer = self.levels[number - 1]
-            ratio = [a // b for a, b in zip(level.factors, finer.factors, strict=True)]
-            for shard in level.boxes():
-                if not self.shards.has(shard, number):
-                    source = tuple(
-                        slice(span.start * r, min(span.stop * r, size))
-                        for span, r, size in zip(shard, ratio, finer.shape, strict=True)
-                    )
-                    data = halved(np.asarray(self.shards.arrays[number - 1][source]), ratio)
-                    self.shards.write(shard, data, [shard], level=number)
-                    advance(1)
-
     def finish(self, metadata: dict[str, Any]) -> Path:
         """Put the complete volume in its place, with metadata and the run in its attributes.
 
@@ -286,7 +251,7 @@ class OutputStore:
         import zarr
 
         # nobody comes to this run now, and nobody writes for it
-        entrance, pen = self.folder / _BEGIN_LOCK, self.folder / WRITING
+        entrance, pen = self.folder / BEGIN, self.folder / WRITING
         with writing(self.target), locked(entrance), locked(pen):
             self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
@@ -296,60 +261,13 @@ class OutputStore:
             flush(self.image)
             replace_folder(self.image, self.target, self.folder / _OLD)
             flush(self.target.parent)
-            _remove(self.folder)
+            remove(self.folder)
         return self.target
 
     def _remove_strays(self) -> None:
         """Remove what a kill within a write left in the image."""
         for stray in self.image.rglob("*.partial"):
             stray.unlink()
-
-
-def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
-    """Whether the volume at `path` is the complete result of this run."""
-    target = Path(path).resolve()
-    if not is_zarr(target):
-        return False
-    attributes, _ = read_node(target)
-    stored = parse_extra(attributes.get(NAMESPACE)).get("run")
-    return bool(stored == _plain(run))
-
-
-def remove_remains(path: str | os.PathLike[str]) -> None:
-    """Remove what a process that was killed between the last two lines of `finish` left behind."""
-    target = Path(path).resolve()
-    folder = _partial(target)
-    for gone in target.parent.glob(f".{target.name}.*.removed"):
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def remains() -> bool:
-        return is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists()
-
-    if remains():
-        with suppress(OSError):
-            entrance = hold(folder / _BEGIN_LOCK, wait=False)
-            if entrance is not None:
-                try:
-                    if remains():  # still: another run may have begun there before the lock
-                        _remove(folder)
-                finally:
-                    os.close(entrance)
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
-
-
-def _remove(folder: Path) -> None:
-    # under another name first: who comes meanwhile finds all of it or nothing
-    gone = folder.with_suffix(f".{secrets.token_hex(4)}.removed")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)  # `remove_remains` may be at it too
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return dict(json.loads(json.dumps(values)))
 
 
 def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:

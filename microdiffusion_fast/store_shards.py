@@ -24,7 +24,7 @@ from .tensor_files import flush, whole
 from .tiling_windows import Box
 
 IMAGE, RECEIPTS = "image", "receipts"  # folders in that of an unfinished volume
-RUN, WRITING = "run.json", "lock.writing"  # files there
+RUN, BEGIN, WRITING = "run.json", "lock.begin", "lock.writing"  # files there
 
 
 class ShardWriter:

@@ -15,7 +15,8 @@ from .device import resolve_device
 from .errors import InputError
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
-from .store_output import Finished, OutputStore, is_finished, remove_remains
+from .store_finished import is_finished, remove_remains
+from .store_output import Finished, OutputStore
 from .streaming_parts import part_of, tiles_of
 from .streaming_plan import StreamRun, plan_stream
 from .streaming_tiles import Runner, run_tiles

@@ -25,6 +25,7 @@ from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .provenance import version_of
 from .store_layout import Layout
+from .store_levels import coarsen, missing_shards
 from .store_output import OutputStore
 from .store_reader import cell_of, pixels_to_decode
 from .store_source import StoredStack, open_stack
@@ -128,9 +129,13 @@ class StreamRun:
         """
         self._refuse_change()
         with Progress(
-            "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
+            "coarser levels",
+            missing_shards(store.shards),
+            enabled=progress,
+            callback=callback,
+            unit="shard",
         ) as bar:
-            store.coarsen(bar.advance)
+            coarsen(store.shards, bar.advance)
         found = {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
         parameters = self.parameters | found
         if self.layout.dtype == "uint16":

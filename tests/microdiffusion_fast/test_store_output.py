@@ -15,8 +15,10 @@ import zarr
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.store_finished import is_finished
 from microdiffusion_fast.store_layout import Layout, halved
-from microdiffusion_fast.store_output import OutputStore, is_finished
+from microdiffusion_fast.store_levels import coarsen, missing_shards
+from microdiffusion_fast.store_output import OutputStore
 from microdiffusion_fast.store_verify import LISTED, verify
 from microdiffusion_fast.tiling_windows import Box
 
@@ -40,7 +42,7 @@ def fill(store: OutputStore, shards: list[Box]) -> None:
 
 
 def complete(store: OutputStore, metadata: dict[str, Any] | None = None) -> None:
-    store.coarsen(lambda done: None)
+    coarsen(store.shards, lambda done: None)
     store.finish(metadata or {})
 
 
@@ -193,7 +195,7 @@ def test_what_appears_during_the_run_is_not_replaced(finished: Path, tmp_path: P
     assert is_finished(path, RUN) and verify(path).ok
     path.rename(finished)
     with store_at(path, {"seed": 1}) as store:
-        assert store.missing() == 0  # of all that was made nothing is made again
+        assert missing_shards(store.shards) == 0  # of all that was made nothing is made again
         complete(store)
     assert is_finished(path, {"seed": 1}) and is_finished(finished, RUN)
     np.testing.assert_array_equal(read_volume(path).data, DATA)

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microdiffusion_fast import store_output
+from microdiffusion_fast import store_finished
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.store_finished import is_finished, remove_remains
 from microdiffusion_fast.store_layout import Layout
+from microdiffusion_fast.store_levels import coarsen
 from microdiffusion_fast.store_lock import hold, locked
 from microdiffusion_fast.store_output import (
     Finished,
     OutputStore,
     Part,
-    is_finished,
-    remove_remains,
 )
 from microdiffusion_fast.store_shards import ShardWriter
 from microdiffusion_fast.store_verify import verify
@@ -51,7 +51,7 @@ def fill(store: OutputStore, which: slice) -> None:
 def finish_if_last(store: OutputStore) -> bool:
     with store.last() as last:
         if last:
-            store.coarsen(lambda done: None)
+            coarsen(store.shards, lambda done: None)
             store.finish({})
         return last
 
@@ -272,7 +272,7 @@ def test_a_run_that_begins_is_no_remains(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "image").mkdir()
         return hold(lock, **options)
 
-    monkeypatch.setattr(store_output, "hold", late)
+    monkeypatch.setattr(store_finished, "hold", late)
     remove_remains(path)
     assert folder.is_dir()
     (folder / "image").rmdir()
