@@ -134,6 +134,7 @@ def reconstruct_stored(
             _warn_of(unsaid.pop())
 
     names = {"path": support.PROJ, "projections": support.PROJ, "output": support.OUTPUT}
+    names["resume"] = support.OUTPUT  # what was begun there
     compute = partial(
         stream_reconstruct,
         projections,

@@ -14,7 +14,6 @@ coarser resolutions, and `store_finished` knows it when it is complete.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 from .errors import InputError
 from .io_common import NAMESPACE, load_json
 from .io_output import prepare_output, replace_folder
+from .store_difference import refuse_another, short
 from .store_finished import is_finished, partial_of, plain, remove
 from .store_layout import Layout
 from .store_lock import hold, locked, share
@@ -34,6 +34,7 @@ from .tensor_files import flush
 
 _RUN_LOCK, _FINISH_LOCK = "lock.run", "lock.finish"
 _DIVISION, _OLD = "division.json", "old"
+_WORKER = "a worker of an earlier process that writes its last tile"
 
 
 class Finished(Exception):
@@ -126,7 +127,7 @@ class OutputStore:
         while True:
             self.folder.mkdir(exist_ok=True)
             try:
-                entrance = hold(self.folder / BEGIN)
+                entrance = hold(self.folder / BEGIN, whose="one that begins or finishes this run")
             except FileNotFoundError:  # it was finished between these two lines
                 continue
             assert entrance is not None
@@ -145,7 +146,8 @@ class OutputStore:
             raise InputError("output", expected, str(self.target))
         self._held.append(at_work)
         if alone:
-            with locked(self.folder / WRITING):  # no worker of a process that died writes now
+            # no worker of a process that died writes now
+            with locked(self.folder / WRITING, whose=_WORKER):
                 self._begin(resume=resume)
         else:
             self._take_up(load_json(self.folder / RUN))
@@ -182,7 +184,7 @@ class OutputStore:
         write_json(record, values)
 
     def _take_up(self, record: dict[str, Any]) -> None:
-        _refuse_another(record.get("run", {}), self.run, self.target)
+        refuse_another(record.get("run", {}), self.run, self.target)
         self.settings, self.token = record["settings"], record["token"]
 
     def _divide(self, part: Part, *, alone: bool) -> None:
@@ -192,8 +194,8 @@ class OutputStore:
             write_json(file, rule)
             share(self._held[0])
         elif (agreed := load_json(file)) != rule:
-            expected = f"the division of the processes at work, {_short(agreed)}"
-            raise InputError("shard", expected, _short(rule))
+            expected = f"the division of the processes at work, {short(agreed)}"
+            raise InputError("shard", expected, short(rule))
         lock = hold(self.folder / f"lock.part.{part.number}", wait=False)
         if lock is None:
             expected = "a part that no other process is doing"
@@ -212,13 +214,13 @@ class OutputStore:
             os.close(self._held.pop())
 
     @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
-        """Do what `name` says in one process at a time; others wait.
+    def turn(self, name: str, *, whose: str) -> Iterator[None]:
+        """Do what `name` says in one process at a time; others wait for it, `whose` says for whom.
 
         Raises:
             InputError: the run is over.
         """
-        with writing(self.target), locked(self.folder / f"lock.{name}"):
+        with writing(self.target), locked(self.folder / f"lock.{name}", whose=whose):
             yield
 
     @contextmanager
@@ -251,8 +253,9 @@ class OutputStore:
         import zarr
 
         # nobody comes to this run now, and nobody writes for it
-        entrance, pen = self.folder / BEGIN, self.folder / WRITING
-        with writing(self.target), locked(entrance), locked(pen):
+        entrance = locked(self.folder / BEGIN, whose="one that comes to this run")
+        pen = locked(self.folder / WRITING, whose=_WORKER)
+        with writing(self.target), entrance, pen:
             self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
@@ -268,19 +271,3 @@ class OutputStore:
         """Remove what a kill within a write left in the image."""
         for stray in self.image.rglob("*.partial"):
             stray.unlink()
-
-
-def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:
-    names = sorted({*begun, *run})
-    other = [name for name in names if begun.get(name) != run.get(name)]
-    if other:
-        shown = ", ".join(
-            f"{name} {_short(begun.get(name))} instead of {_short(run.get(name))}" for name in other
-        )
-        expected = f"the run that was begun for {target.name} (resume=False begins anew)"
-        raise InputError("resume", expected, f"one with {shown}")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

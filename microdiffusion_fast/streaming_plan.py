@@ -74,7 +74,8 @@ class StreamRun:
     ) -> Prepared:
         """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
         # of several processes one finds out, the others wait for it
-        with store.turn("prepare"), with_threads(store.settings["threads"]):
+        turn = store.turn("prepare", whose="the process that looks at the stack for all")
+        with turn, with_threads(store.settings["threads"]):
             ready = Prepared.load(store.folder)
             if ready is None:
                 ready = prepare(

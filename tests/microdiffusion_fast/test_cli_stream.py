@@ -75,7 +75,8 @@ def test_what_was_begun_goes_on_or_begins_anew(run: Run, folder: Path, tmp_path:
         stream_reconstruct(folder / "p.zarr", output, **options)  # type: ignore[arg-type]
     line = ("reconstruct", folder / "p.zarr", "-o", output, "--denoiser", network, "--no-adapt")
     line = (*line, "--memory", SMALL)
-    assert "seed 0 instead of 1" in refused(run(*line, "--seed", 1), "--resume")
+    error = refused(run(*line, "--seed", 1), "-o/--output")
+    assert "seed 0 when it was begun, 1 now" in error and "--fresh" in error
     code, out, err = run(*line, "--seed", 1, "--fresh")
     assert code == 0 and "earlier run" not in out, err
 

@@ -19,7 +19,7 @@ import torch
 import zarr
 
 from bench.small_network import random_network
-from microdiffusion_fast import metrics, reconstruct
+from microdiffusion_fast import metrics, reconstruct, streaming_plan
 from microdiffusion_fast.denoiser import Denoiser, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
@@ -170,12 +170,29 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
 
     with pytest.raises(Cancelled):
         stream(folder, tmp_path / "v.zarr", callback=after_one)
-    with pytest.raises(InputError, match="^resume: .* got one with seed 0 instead of 1"):
-        stream(folder, tmp_path / "v.zarr", seed=1)
+    small = load_denoiser(folder / "network.safetensors")
+    with torch.no_grad():
+        next(small.parameters()).mul_(1.5)
+    save_denoiser(tmp_path / "other.safetensors", small)
+    for options, words in (
+        ({"seed": 1}, "seed 0 when it was begun, 1 now"),
+        ({"seed": 1, "gamma": 0.25}, "gamma 0.1 when it was begun, 0.25 now; seed 0 when"),
+        ({"axial_blur": 2.0}, "axial blur not given when it was begun, 2.0 now"),
+        ({"adapt": True}, "adapt off when it was begun, on now; adapt steps 0 when"),
+        ({"dtype": "uint16"}, "dtype float32 when it was begun, uint16 now"),
+        ({"chunks": (6, 4, 8)}, r"chunks \[6, 8, 8\] when it was begun, \[6, 4, 8\] now"),
+        ({"denoiser": tmp_path / "other.safetensors"}, "other weights than the run was begun with"),
+    ):
+        with pytest.raises(InputError, match=f"^resume: .*--fresh, resume=False.* got {words}"):
+            stream(folder, tmp_path / "v.zarr", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming_plan, "version_of", lambda name: "9.9")
+        with pytest.raises(InputError, match=r" got version \S+ when it was begun, 9.9 now$"):
+            stream(folder, tmp_path / "v.zarr")
     chunk = next(file for file in (folder / "p.ome.zarr").rglob("c/**/*") if file.is_file())
     before = chunk.stat().st_mtime_ns
     os.utime(chunk, ns=(0, 0))
-    with pytest.raises(InputError, match="^resume: .* got one with input"):
+    with pytest.raises(InputError, match="^resume: .* got the stack changed since the run was"):
         stream(folder, tmp_path / "v.zarr")
     os.utime(chunk, ns=(before, before))
     assert stream(folder, tmp_path / "v.zarr").resumed == 1
