@@ -173,7 +173,7 @@ def reconstruct_stored(
             done = compute()
         else:  # what can be wrong with the call is found before workers are asked for
             planned = compute(plan_only=True).planned
-            complete = not fresh and is_finished(output, planned.identity)
+            complete = not fresh and is_finished(output, planned.identity, overwrite=overwrite)
             if not complete:
                 support.check_output_file(
                     output, overwrite=overwrite, argument=support.OUTPUT, inputs=[projections]

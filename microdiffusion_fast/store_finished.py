@@ -10,21 +10,64 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
 from .io_common import NAMESPACE, parse_extra
 from .io_output import is_zarr
-from .io_zarr import read_node
+from .io_zarr import chunk_files, open_array, read_node
 from .store_lock import hold
 from .store_shards import BEGIN, IMAGE, RUN
+from .store_verify import levels_of
 
 
-def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
-    """Whether the volume at `path` is the complete result of this run."""
+def is_finished(
+    path: str | os.PathLike[str], run: dict[str, Any], *, overwrite: bool = False
+) -> bool:
+    """Whether the volume at `path` is the complete result of this run.
+
+    Its files are looked at, not read: a shard that was lost or cut short since shows, a flipped bit
+    does not.
+
+    Args:
+        path: of the Zarr store.
+        run: as `OutputStore` was given it.
+        overwrite: whether a volume that is no longer complete may be made anew.
+
+    Raises:
+        InputError: it is the result of this run, no longer complete, and not to be overwritten.
+    """
     target = Path(path).resolve()
     if not is_zarr(target):
         return False
     attributes, _ = read_node(target)
-    stored = parse_extra(attributes.get(NAMESPACE)).get("run")
-    return bool(stored == plain(run))
+    ours = parse_extra(attributes.get(NAMESPACE))
+    if ours.get("run") != plain(run):
+        return False
+    try:
+        size = stored_bytes(target, attributes)
+        if size == ours.get("bytes", size):  # volumes of earlier versions do not say
+            return True
+        wrong = f"its shards have {size:,} bytes, not {ours['bytes']:,}"
+    except FileNotFoundError as error:
+        wrong = f"{Path(error.filename).relative_to(target)} is missing"
+    except Exception as error:  # whatever zarr makes of a description
+        wrong = str(error) or type(error).__name__
+    if overwrite:
+        return False
+    expected = "a volume that is as it was finished (`verify` says what is not; --overwrite or"
+    raise InputError("output", f"{expected} overwrite=True makes it anew)", f"{path}: {wrong}")
+
+
+def stored_bytes(path: Path, attributes: dict[str, Any]) -> int:
+    """Bytes of all shards of a NGFF image, by their files' sizes.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    return sum(
+        file.stat().st_size
+        for folder in levels_of(path, attributes)
+        for _, file in chunk_files(open_array(folder), folder)
+    )
 
 
 def remove_remains(path: str | os.PathLike[str]) -> None:

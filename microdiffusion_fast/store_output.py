@@ -26,7 +26,7 @@ from .errors import InputError
 from .io_common import NAMESPACE, load_json
 from .io_output import prepare_output, replace_folder
 from .store_difference import refuse_another, short
-from .store_finished import is_finished, partial_of, plain, remove
+from .store_finished import is_finished, partial_of, plain, remove, stored_bytes
 from .store_layout import Layout
 from .store_lock import hold, locked, share
 from .store_shards import BEGIN, IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, write_json, writing
@@ -95,7 +95,7 @@ class OutputStore:
             raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
         if part is not None and not resume:
             raise InputError("resume", "True for a part: the others would be lost", "False")
-        if part is not None and is_finished(path, run):
+        if part is not None and is_finished(path, run, overwrite=overwrite):
             raise Finished(str(path))
         self.overwrite = overwrite
         self.target = self._place(Path(path))
@@ -134,9 +134,10 @@ class OutputStore:
             return entrance
 
     def _join(self, part: Part | None, *, resume: bool) -> None:
-        if resume and not (self.folder / RUN).is_file() and is_finished(self.target, self.run):
-            remove(self.folder)  # made by `_enter`
-            raise Finished(str(self.target))
+        if resume and not (self.folder / RUN).is_file():
+            if is_finished(self.target, self.run, overwrite=self.overwrite):
+                remove(self.folder)  # made by `_enter`
+                raise Finished(str(self.target))
         at_work = hold(self.folder / _RUN_LOCK, wait=False)
         alone = at_work is not None
         if at_work is None and part is not None:
@@ -259,7 +260,8 @@ class OutputStore:
             self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
-            group.attrs[NAMESPACE] = {**metadata, "run": self.run}
+            size = stored_bytes(self.image, dict(group.attrs))
+            group.attrs[NAMESPACE] = {**metadata, "run": self.run, "bytes": size}
             flush(self.image / "zarr.json")
             flush(self.image)
             replace_folder(self.image, self.target, self.folder / _OLD)

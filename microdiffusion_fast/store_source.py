@@ -114,7 +114,7 @@ def _open_zarr(path: Path) -> StoredStack:
     if not is_array:
         folder, axes, scale = io_zarr._multiscale(path, attributes)
     try:
-        array = io_zarr._open(folder)
+        array = io_zarr.open_array(folder)
         io_zarr._check_array(array, path, _ANY_SIZE)
         letters = io_zarr._letters(array, axes, folder)
         kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]

@@ -159,7 +159,7 @@ def stream_reconstruct(
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))
-    if resume and is_finished(output, run.identity):
+    if resume and is_finished(output, run.identity, overwrite=overwrite):
         remove_remains(output)
         return nothing(0)
     if client is None and runner is run_tiles:  # now, not after the adaptation
@@ -210,5 +210,5 @@ def stream_reconstruct(
         planned=run,
         parameters=parameters,
         adaptation=ready.evidence,
-        finished=part is None or is_finished(output, run.identity),
+        finished=part is None or is_finished(output, run.identity, overwrite=True),
     )

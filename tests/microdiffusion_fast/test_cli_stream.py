@@ -60,6 +60,13 @@ def test_reconstruct_goes_from_disk_to_disk(run: Run, folder: Path, tmp_path: Pa
     np.testing.assert_array_equal(made.data, expected.data)
     code, out, _ = run(*line, "-o", tmp_path / "v.ome.zarr")
     assert code == 0 and "complete already" in out
+    shard = next(file for file in (tmp_path / "v.ome.zarr" / "0").rglob("c/**/*") if file.is_file())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    error = refused(run(*line, "-o", tmp_path / "v.ome.zarr"), "-o/--output")
+    assert "verify" in error and "--overwrite" in error
+    code, out, _ = run(*line, "-o", tmp_path / "v.ome.zarr", "--overwrite")
+    assert code == 0 and "wrote" in out and shard.read_bytes() == whole
     refused(run(*line, "-o", tmp_path / "v.ome.zarr", "--seed", 1), "-o/--output")
     code, out, err = run(*line, "-o", tmp_path / "v.ome.zarr", "--seed", 1, "--overwrite", "-q")
     assert (code, out, err) == (0, "", "")

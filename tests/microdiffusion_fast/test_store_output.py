@@ -134,6 +134,34 @@ def test_another_run_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
         assert not store.shards.has(boxes()[0])
 
 
+def test_a_finished_volume_that_is_damaged_is_not_complete(finished: Path) -> None:
+    """A shard of any resolution that is gone or cut short; the numbers of no file are read."""
+    last = finished / "2" / "c" / "0" / "0" / "0"
+    for shard in (finished / "0" / "c" / "1" / "1" / "0", last):
+        whole = shard.read_bytes()
+        for damage, words in (
+            (shard.unlink, f"{shard.relative_to(finished)} is missing"),
+            (lambda shard=shard, whole=whole: shard.write_bytes(whole[:-1]), "its shards have"),
+        ):
+            damage()  # type: ignore[operator]
+            with pytest.raises(InputError, match=f"^output: .*verify.*--overwrite.*{words}") as no:
+                is_finished(finished, RUN)
+            assert "\n" not in str(no.value)
+            assert not is_finished(finished, RUN, overwrite=True)
+            assert not is_finished(finished, {"seed": 1})  # none of this one's business
+            shard.write_bytes(whole)
+        assert is_finished(finished, RUN)
+    last.unlink()
+    with store_at(finished, overwrite=True) as store:
+        fill(store, boxes())
+        complete(store)
+    assert is_finished(finished, RUN) and verify(finished).ok
+    description = finished / "1" / "zarr.json"
+    description.write_text("{")
+    with pytest.raises(InputError, match="^output: .*verify"):
+        is_finished(finished, RUN)
+
+
 def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
     folder = tmp_path / ".v.zarr.partial"
     (folder / "image" / "0").mkdir(parents=True)
