@@ -243,6 +243,7 @@ def simulate(
     with support.naming(path=support.VOLUME):
         stack = open_stack(volume)
     names = {"path": support.VOLUME, "volume": support.VOLUME, "projections": "--step-length"}
+    names["output"] = support.OUTPUT
     with support.naming(**names):
         return simulate_stored(
             stack,

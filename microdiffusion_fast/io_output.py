@@ -54,6 +54,22 @@ def prepare_output(path: Path, *, overwrite: bool, store: bool) -> Path:
     return target
 
 
+def refuse_input(output: Path, source: Path) -> None:
+    """Refuse an output that is the input that it is made of, lies in it, or holds it.
+
+    Raises:
+        InputError: naming `output`; links are followed.
+    """
+    try:
+        target, origin = output.resolve(), source.resolve()
+    except (OSError, RuntimeError) as error:  # links that go round
+        got = f"{output} ({error})"
+        raise InputError("output", "a place that can be written", got) from error
+    if target in (origin, *origin.parents) or origin in target.parents:
+        expected = "a place outside the input, which must not change"
+        raise InputError("output", expected, str(output))
+
+
 def reason(error: OSError, target: Path) -> str:
     """Why a file could not be written, in words.
 

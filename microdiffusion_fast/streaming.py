@@ -13,6 +13,7 @@ import torch
 
 from .device import resolve_device
 from .errors import InputError
+from .io_output import refuse_input
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
 from .store_finished import is_finished, remove_remains
@@ -153,9 +154,7 @@ def stream_reconstruct(
 
     if threads is not None and threads < 1:
         raise InputError("threads", "at least 1", threads)
-    if run.stack.path.resolve() in Path(output).resolve().parents:
-        expected = "a place outside the stack, which must not change during the run"
-        raise InputError("output", expected, str(output))
+    refuse_input(Path(output), run.stack.path)
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))

@@ -27,6 +27,7 @@ from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.metrics_stream import evaluate_stored
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.simulate_stream import simulate_stored
 from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
@@ -202,10 +203,34 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
         stream(folder, tmp_path / "v.zarr", seed=1)
 
 
+def test_the_stack_is_no_output(folder: Path, tmp_path: Path) -> None:
+    """Not itself, nor through a link, nor what lies in it or around it; nothing is touched."""
+    source = shutil.copytree(folder / "p.ome.zarr", tmp_path / "p.ome.zarr")
+    (tmp_path / "link.zarr").symlink_to(source)
+    around = tmp_path / "all.zarr"
+    shutil.copytree(source, around / "p.zarr")
+    zarr.open_group(around, mode="a")
+    before = {path: path.lstat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    for stack, output in (
+        (source, source),
+        (source, tmp_path / "link.zarr"),
+        (tmp_path / "link.zarr", source),
+        (source, source / "v.zarr"),
+        (around / "p.zarr", around),
+    ):
+        for options in ({}, {"resume": False}, {"shard": "1/2"}):
+            with pytest.raises(
+                InputError, match="^output: expected a place outside the input"
+            ) as no:
+                stream_reconstruct(stack, output, overwrite=True, **options)  # type: ignore[arg-type]
+            assert "\n" not in str(no.value)
+        with pytest.raises(InputError, match="^output: expected a place outside the input"):
+            simulate_stored(stack, output, step_length=2, overwrite=True)
+    assert {path: path.lstat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+
+
 def test_a_stack_that_changes_during_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
     """A chunk that is gone would be read as zeros, and none of it be noticed."""
-    with pytest.raises(InputError, match="^output: expected a place outside the stack"):
-        stream(folder, folder / "p.ome.zarr" / "v.zarr", memory="1GiB")
     for name in ("p.ome.zarr", "network.safetensors"):
         copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
         copy(folder / name, tmp_path / name)
