@@ -34,8 +34,8 @@ PACKAGE = "microdiffusion-fast"
 class DaskTiles:
     """The workers of a Dask client, as what `stream_reconstruct` computes tiles with.
 
-    A worker loads the weights once and does one tile at a time, on the threads that Dask counts
-    for it; tiles of a worker that is lost go to another. Workers may come and go.
+    A worker loads the weights once for a run and does one tile at a time, on the threads that Dask
+    counts for it; tiles of a worker that is lost go to another. Workers may come and go.
 
     Args:
         client: of `dask.distributed`.
@@ -84,6 +84,19 @@ class DaskTiles:
             finally:
                 with suppress(Exception):  # of a scheduler that is gone
                     self.client.cancel(list(running.futures))
+                    if self.client.status == "running":  # else it would be waited for
+                        self._release(job)
+
+    def _release(self, job: TileJob) -> None:
+        """Have every worker close what it keeps for a run, when it has done what it is at."""
+        from distributed import fire_and_forget
+
+        for worker in self.client.nthreads():
+            # should that worker go, then on any other: where there is nothing to close
+            closing = self.client.submit(
+                close_job, job.key, workers=[worker], allow_other_workers=True, pure=False
+            )
+            fire_and_forget(closing)
 
     def _submit(self, job: TileJob, batch: Sequence[int]) -> Any:
         return self.client.submit(run_batch, job, tuple(batch), version_of(PACKAGE), pure=False)
@@ -129,6 +142,16 @@ def run_batch(
             return receipts
         except InputError as error:
             return error
+
+
+def close_job(key: str) -> None:
+    """Close what this worker keeps open from tile to tile, if that is of this job.
+
+    It is a task like the tiles, so that it waits for the one that is being computed.
+    """
+    with _turn:
+        if _open and _open[0].job.key == key:
+            _open.pop().close()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
 from microdiffusion_fast.streaming_prepare import Prepared
-from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tile
+from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tiles
 from microdiffusion_fast.tiling_windows import Box, Span
 
 CHUNKS = (6, 8, 8)
@@ -237,8 +237,8 @@ def test_a_stack_that_changes_during_the_run_is_refused(folder: Path, tmp_path: 
     chunk = next(file for file in (tmp_path / "p.ome.zarr").rglob("c/**/*") if file.is_file())
 
     def vanishing(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
-        for number in tiles:
-            yield run_tile(job, number)
+        for receipt in run_tiles(job, tiles):
+            yield receipt
             chunk.unlink(missing_ok=True)
 
     with pytest.raises(InputError, match="^projections: .* whose files changed") as caught:
@@ -346,11 +346,11 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
     """The job is small, and a copy of it that was sent away computes and writes the same bits."""
     code = """
         import pickle, sys, torch
-        from microdiffusion_fast.streaming_tiles import run_tile
+        from microdiffusion_fast.streaming_tiles import run_tiles
 
         torch.set_num_threads(1)
         job, numbers = pickle.loads(sys.stdin.buffer.read())
-        receipts = [run_tile(job, number) for number in numbers]
+        receipts = list(run_tiles(job, numbers))
         sys.stdout.buffer.write(pickle.dumps((receipts, job.missing())))
     """
 
@@ -365,8 +365,7 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
         receipts, missing = pickle.loads(result.stdout)
         assert missing == tiles[:-1] == job.missing()
         yield from receipts
-        for number in tiles[:-1]:
-            yield run_tile(job, number)
+        yield from run_tiles(job, tiles[:-1])
 
     one = stream(folder, tmp_path / "v.zarr")
     two = stream(folder, tmp_path / "w.zarr", runner=scattered)
@@ -376,7 +375,7 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
 
 def test_a_tile_that_no_runner_did_is_missed(folder: Path, tmp_path: Path) -> None:
     def lazy(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
-        yield from (run_tile(job, number) for number in tiles[1:])
+        yield from run_tiles(job, tiles[1:])
 
     with pytest.raises(InputError, match="^output: expected all .* shards"):
         stream(folder, tmp_path / "v.zarr", runner=lazy)
