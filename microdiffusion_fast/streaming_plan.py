@@ -27,7 +27,7 @@ from .provenance import version_of
 from .store_layout import Layout
 from .store_levels import coarsen, missing_shards
 from .store_output import OutputStore
-from .store_reader import cell_of, pixels_to_decode
+from .store_reader import cell_of, pixels_to_decode, reading_bytes
 from .store_source import StoredStack, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
 from .streaming_tiles import Choices, TileJob, with_threads
@@ -244,7 +244,7 @@ def plan_stream(
         Prepared(network, 0.0, 1.0, 0.0, soft, {}, 0), geometry.operator, stack.shape[1:]
     )
     itemsize = stack.dtype.itemsize
-    footprint = draft.footprint(itemsize, cell_of(stack)[0])
+    footprint = draft.footprint(itemsize, cell_of(stack)[0], chunk=reading_bytes(stack))
     plan = fit_tiles(
         shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
     )

@@ -28,6 +28,7 @@ from microdiffusion_fast.metrics_stream import evaluate_stored
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.simulate_stream import simulate_stored
+from microdiffusion_fast.store_reader import reading_bytes
 from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
@@ -36,7 +37,7 @@ from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tiles
 from microdiffusion_fast.tiling_windows import Box, Span
 
 CHUNKS = (6, 8, 8)
-SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
+SMALL = "64.6MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
 STEP, SHAPE = 4, (25, 28, 24)  # a slice is left over; no size is a multiple of the shards'
 
 
@@ -74,7 +75,7 @@ def digest(store: Path) -> str:
 
 @pytest.mark.parametrize("steps", [None, 2])
 def test_the_result_is_that_in_memory(folder: Path, tmp_path: Path, steps: int | None) -> None:
-    memory = SMALL if steps is None else "64.76MiB"
+    memory = SMALL if steps is None else "64.86MiB"
     done = stream(folder, tmp_path / "v.ome.zarr", steps=steps, memory=memory)
     assert done.tiles > 2
     stack = Projections.from_any(folder / "p.ome.zarr")
@@ -110,6 +111,31 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_chunk_larger_than_a_tile_is_in_the_budget(folder: Path, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).random((6, 400, 400), np.float32)
+    options: dict[str, Any] = {
+        "step_length": STEP,
+        "denoiser": folder / "network.safetensors",
+        "plan_only": True,
+        "chunks": CHUNKS,
+    }
+    for chunks in ((6, 32, 32), data.shape):
+        zarr.create_array(tmp_path / f"{chunks[1]}.zarr", data=data, chunks=chunks)
+    small = stream_reconstruct(
+        tmp_path / "32.zarr", tmp_path / "v.zarr", memory="80MiB", **options
+    ).planned
+    assert small.prediction.memory <= 80 * 2**20
+    with pytest.raises(InputError, match=r"^memory: .* 22 MiB of it to read a chunk of the"):
+        stream_reconstruct(tmp_path / "400.zarr", tmp_path / "v.zarr", memory="80MiB", **options)
+    large = stream_reconstruct(
+        tmp_path / "400.zarr", tmp_path / "v.zarr", memory="100MiB", **options
+    ).planned
+    assert large.prediction.memory <= 100 * 2**20
+    whole = reading_bytes(large.stack) - reading_bytes(small.stack)
+    assert large.prediction.memory - small.prediction.memory >= whole > 20 * 2**20
+    assert large.keep <= 100 * 2**20 - whole
 
 
 def test_integers_with_a_stated_scale(folder: Path, tmp_path: Path) -> None:
@@ -297,7 +323,7 @@ KILLED = """
             torch.set_num_threads(1)
             stream_reconstruct(
                 folder / "p.ome.zarr", output, denoiser=folder / "network.safetensors",
-                adapt=False, chunks=(6, 8, 8), memory="64.5MiB",
+                adapt=False, chunks=(6, 8, 8), memory="64.6MiB",
             )
             os._exit(0)
         time.sleep(rng.uniform(0, longest))

@@ -38,7 +38,7 @@ def stream(folder: Path, output: Path, **options: Any) -> np.ndarray:
         denoiser=folder / "network.safetensors",
         adapt=False,
         chunks=(6, 8, 8),
-        memory="64.5MiB",
+        memory="64.6MiB",
         **options,
     )
     return read_volume(output).data
