@@ -25,7 +25,7 @@ from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .provenance import version_of
 from .store_layout import Layout
-from .store_levels import coarsen, missing_shards
+from .store_levels import coarsen, coarsening_bytes, missing_shards
 from .store_output import OutputStore
 from .store_reader import cell_of, pixels_to_decode, reading_bytes
 from .store_source import StoredStack, open_stack
@@ -251,6 +251,11 @@ def plan_stream(
     # what the tiles leave is for chunks that neighbours share
     keep = budget - predict(plan, replace(footprint, held=0), pixels=0, itemsize=itemsize).memory
     pixels = pixels_to_decode(stack, plan, keep=keep) + pixels_to_survey(stack, seed=seed)
+    prediction = predict(
+        plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
+    )
+    # when the tiles are done, and what they took is free again; hardly ever more than a tile
+    coarsening = footprint.fixed + coarsening_bytes(layout)
     return StreamRun(
         stack=stack,
         geometry=geometry,
@@ -260,9 +265,7 @@ def plan_stream(
         layout=layout,
         plan=plan,
         keep=keep,
-        prediction=predict(
-            plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
-        ),
+        prediction=replace(prediction, memory=max(prediction.memory, coarsening)),
         parameters=parameters,
         identity=identity,
         device=place,

@@ -72,7 +72,7 @@ class Prediction:
 
     Attributes:
         tiles: how many.
-        memory: bytes at the peak, of one tile.
+        memory: bytes at the peak.
         bytes_in: read from the projections.
         bytes_out: written, before compression.
         reread: how often a pixel of the projections is decoded, on average.

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.store_finished import is_finished
 from microdiffusion_fast.store_layout import Layout, halved
-from microdiffusion_fast.store_levels import coarsen, missing_shards
+from microdiffusion_fast.store_levels import coarsen, coarsening_bytes, missing_shards
 from microdiffusion_fast.store_output import OutputStore
 from microdiffusion_fast.store_verify import LISTED, verify
 from microdiffusion_fast.tiling_windows import Box
@@ -92,6 +93,34 @@ def test_coarser_resolutions_are_means(finished: Path) -> None:
         {"type": "scale", "scale": [2.0, 2.0, 2.0]},
         {"type": "translation", "translation": [0.5, 0.75, 0.75]},
     ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards", "voxels", "dtype"),
+    [
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), None, "float32"),
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), None, "uint16"),
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), (4.0, 1.0, 1.0), "float32"),
+        ((65, 301, 299), (65, 256, 256), (65, 512, 512), None, "float32"),
+    ],
+)
+def test_coarser_resolutions_take_no_more_than_is_said(
+    tmp_path: Path, shape: Any, chunks: Any, shards: Any, voxels: Any, dtype: Any
+) -> None:
+    layout = Layout(shape, chunks, shards, voxels, dtype)
+    data = (60_000 * np.random.default_rng(0).random(shape)).astype(dtype)
+    with OutputStore(tmp_path / "v.zarr", layout, RUN) as store:
+        for box in layout.levels[0].boxes():
+            store.shards.write(box, data[box.slices], [box])
+        tracemalloc.start()
+        try:
+            coarsen(store.shards, lambda done: None)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak <= coarsening_bytes(layout) < 5 * peak
+        expected = halved(data, layout.levels[1].factors)
+        np.testing.assert_array_equal(np.asarray(store.shards.arrays[1]), expected)
 
 
 def test_an_odd_slice_is_kept() -> None:

@@ -28,6 +28,7 @@ from microdiffusion_fast.metrics_stream import evaluate_stored
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.simulate_stream import simulate_stored
+from microdiffusion_fast.store_levels import coarsening_bytes
 from microdiffusion_fast.store_reader import reading_bytes
 from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
@@ -136,6 +137,16 @@ def test_a_chunk_larger_than_a_tile_is_in_the_budget(folder: Path, tmp_path: Pat
     whole = reading_bytes(large.stack) - reading_bytes(small.stack)
     assert large.prediction.memory - small.prediction.memory >= whole > 20 * 2**20
     assert large.keep <= 100 * 2**20 - whole
+
+
+def test_coarser_resolutions_are_in_the_prediction(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = stream(folder, tmp_path / "v.zarr", plan_only=True).planned
+    assert plain.prediction.memory > 64 * 2**20 + coarsening_bytes(plain.layout)
+    monkeypatch.setattr(streaming_plan, "coarsening_bytes", lambda layout: 2**30)
+    large = stream(folder, tmp_path / "v.zarr", plan_only=True).planned
+    assert large.prediction.memory == 2**30 + 64 * 2**20
 
 
 def test_integers_with_a_stated_scale(folder: Path, tmp_path: Path) -> None:
