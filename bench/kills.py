@@ -29,7 +29,8 @@ import zarr  # noqa: TID253  # what a fork must not import again
 from zarr.codecs import ZstdCodec  # noqa: F401, TID253
 
 from bench.machine import describe
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from bench.small_network import random_network
+from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.distributed import connect
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
@@ -44,12 +45,7 @@ class Case:
         self.folder, self.random = folder, random.Random(0)
         generator = torch.Generator().manual_seed(0)
         zarr.save_array(folder / "p.zarr", torch.rand(SHAPE, generator=generator).numpy())
-        network = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
-        with torch.no_grad():
-            for parameter in network.parameters():
-                fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-        save_denoiser(folder / "network.safetensors", network)
+        save_denoiser(folder / "network.safetensors", random_network(generator))
         self.seconds = self.run("whole.zarr").seconds
         self.digest = self.digest_of("whole.zarr")
         self.begin()
@@ -66,7 +62,7 @@ class Case:
             denoiser=self.folder / "network.safetensors",
             adapt=False,
             chunks=(4, 8, 8),
-            memory="66.5MiB",
+            memory="65MiB",
             threads=1,
             **options,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from microdiffusion_fast.denoiser import grown, load_denoiser, save_denoiser
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
+from microdiffusion_fast.tensor_files import read_tensors
 from microdiffusion_fast.training import TrainingConfig, train
 
 STAGE3 = TrainingConfig(
@@ -69,10 +70,8 @@ def stage(path: Path, config: TrainingConfig, start: Path, *, ends: int | None =
 
 def load_step(path: Path) -> int:
     """The step at which a checkpoint was written."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+    _, metadata = read_tensors(path, "checkpoint", "one of this training")
+    return int(metadata["step"])
 
 
 def average(first: Path, second: Path, output: Path) -> None:

@@ -116,7 +116,7 @@ def reconstruct_stored(
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.preset_fast import GAMMA, SAMPLER
     from microdiffusion_fast.progress import ProgressEvent, format_seconds
-    from microdiffusion_fast.store_output import is_finished
+    from microdiffusion_fast.store_finished import is_finished
     from microdiffusion_fast.streaming import stream_reconstruct
 
     if isinstance(gamma, tuple):
@@ -134,6 +134,7 @@ def reconstruct_stored(
             _warn_of(unsaid.pop())
 
     names = {"path": support.PROJ, "projections": support.PROJ, "output": support.OUTPUT}
+    names["resume"] = support.OUTPUT  # what was begun there
     compute = partial(
         stream_reconstruct,
         projections,
@@ -172,7 +173,7 @@ def reconstruct_stored(
             done = compute()
         else:  # what can be wrong with the call is found before workers are asked for
             planned = compute(plan_only=True).planned
-            complete = not fresh and is_finished(output, planned.identity)
+            complete = not fresh and is_finished(output, planned.identity, overwrite=overwrite)
             if not complete:
                 support.check_output_file(
                     output, overwrite=overwrite, argument=support.OUTPUT, inputs=[projections]
@@ -242,6 +243,7 @@ def simulate(
     with support.naming(path=support.VOLUME):
         stack = open_stack(volume)
     names = {"path": support.VOLUME, "volume": support.VOLUME, "projections": "--step-length"}
+    names["output"] = support.OUTPUT
     with support.naming(**names):
         return simulate_stored(
             stack,

@@ -16,25 +16,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import version
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .provenance import version_of
 from .streaming_tiles import TileJob, TileReceipt, TileWorker
 
 AHEAD = 2  # batches that a worker computes or has ready
 BATCHES = 8  # that a worker gets in all, at least: the last ones level out differences
 LONGEST = 16  # tiles of a batch
 SECONDS = 20.0  # for a scheduler to answer
+PACKAGE = "microdiffusion-fast"
 
 
 class DaskTiles:
     """The workers of a Dask client, as what `stream_reconstruct` computes tiles with.
 
-    A worker loads the weights once and does one tile at a time, on the threads that Dask counts
-    for it; tiles of a worker that is lost go to another. Workers may come and go.
+    A worker loads the weights once for a run and does one tile at a time, on the threads that Dask
+    counts for it; tiles of a worker that is lost go to another. Workers may come and go.
 
     Args:
         client: of `dask.distributed`.
@@ -83,9 +84,22 @@ class DaskTiles:
             finally:
                 with suppress(Exception):  # of a scheduler that is gone
                     self.client.cancel(list(running.futures))
+                    if self.client.status == "running":  # else it would be waited for
+                        self._release(job)
+
+    def _release(self, job: TileJob) -> None:
+        """Have every worker close what it keeps for a run, when it has done what it is at."""
+        from distributed import fire_and_forget
+
+        for worker in self.client.nthreads():
+            # should that worker go, then on any other: where there is nothing to close
+            closing = self.client.submit(
+                close_job, job.key, workers=[worker], allow_other_workers=True, pure=False
+            )
+            fire_and_forget(closing)
 
     def _submit(self, job: TileJob, batch: Sequence[int]) -> Any:
-        return self.client.submit(run_batch, job, tuple(batch), _version(), pure=False)
+        return self.client.submit(run_batch, job, tuple(batch), version_of(PACKAGE), pure=False)
 
 
 def batches(tiles: Sequence[int], workers: int) -> Iterator[Sequence[int]]:
@@ -98,7 +112,9 @@ _turn = threading.Lock()
 _open: list[TileWorker] = []
 
 
-def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileReceipt] | InputError:
+def run_batch(
+    job: TileJob, tiles: Sequence[int], driver: str | None
+) -> list[TileReceipt] | InputError:
     """Compute the tiles that are not finished; called on a worker.
 
     Args:
@@ -109,8 +125,9 @@ def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileRecei
     Returns:
         Their receipts; or what the user can mend, which Dask would log with a traceback if raised.
     """
-    if driver != _version():
-        return InputError("scheduler", f"workers with version {driver}", _version())
+    own = version_of(PACKAGE)
+    if driver != own:
+        return InputError("scheduler", f"workers with version {driver}", own)
     with _turn:  # a worker with several threads gives them all to one tile
         try:
             if not _open or _open[0].job.key != job.key:
@@ -125,6 +142,16 @@ def run_batch(job: TileJob, tiles: Sequence[int], driver: str) -> list[TileRecei
             return receipts
         except InputError as error:
             return error
+
+
+def close_job(key: str) -> None:
+    """Close what this worker keeps open from tile to tile, if that is of this job.
+
+    It is a task like the tiles, so that it waits for the one that is being computed.
+    """
+    with _turn:
+        if _open and _open[0].job.key == key:
+            _open.pop().close()
 
 
 @contextmanager
@@ -239,7 +266,3 @@ def _worded(client: Any) -> Iterator[None]:
         raise InputError("scheduler", expected, got) from error
     except ModuleNotFoundError as error:
         raise InputError("scheduler", "workers with this package", str(error)) from error
-
-
-def _version() -> str:
-    return version("microdiffusion-fast")

@@ -54,6 +54,22 @@ def prepare_output(path: Path, *, overwrite: bool, store: bool) -> Path:
     return target
 
 
+def refuse_input(output: Path, source: Path) -> None:
+    """Refuse an output that is the input that it is made of, lies in it, or holds it.
+
+    Raises:
+        InputError: naming `output`; links are followed.
+    """
+    try:
+        target, origin = output.resolve(), source.resolve()
+    except (OSError, RuntimeError) as error:  # links that go round
+        got = f"{output} ({error})"
+        raise InputError("output", "a place that can be written", got) from error
+    if target in (origin, *origin.parents) or origin in target.parents:
+        expected = "a place outside the input, which must not change"
+        raise InputError("output", expected, str(output))
+
+
 def reason(error: OSError, target: Path) -> str:
     """Why a file could not be written, in words.
 
@@ -82,7 +98,7 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir():
-            _replace_folder(temporary, target, target.with_name(f".{target.name}.{mark}.old"))
+            replace_folder(temporary, target, target.with_name(f".{target.name}.{mark}.old"))
         else:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -96,7 +112,8 @@ def staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
-def _replace_folder(temporary: Path, target: Path, old: Path) -> None:
+def replace_folder(temporary: Path, target: Path, old: Path) -> None:
+    """Give a folder the name of another, which goes to `old` and is removed there at last."""
     # A folder cannot be replaced in one call: a kill between the two renames leaves the old store
     # whole, as `.name.*.old`.
     if not target.exists():

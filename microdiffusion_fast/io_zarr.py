@@ -45,18 +45,20 @@ def read_zarr(path: Path, *, max_bytes: int, allow_missing_chunks: bool) -> Imag
         InputError: for a store that is not one complete single-channel stack.
     """
     _refuse_links(path)
-    attributes, is_array = _node(path)
+    attributes, is_array = read_node(path)
     extra = parse_extra(attributes.get(NAMESPACE))
     if is_array:
         folder, axes, scale = path, None, None
     else:
         folder, axes, scale = _multiscale(path, attributes)
     try:
-        array = _open(folder)
+        array = open_array(folder)
         _check_array(array, path, max_bytes)
         if not allow_missing_chunks:
             _refuse_missing(array, folder)
-        check_chunks(array, folder, (file for _, file in _chunks(array, folder) if file.is_file()))
+        check_chunks(
+            array, folder, (file for _, file in chunk_files(array, folder) if file.is_file())
+        )
         letters = _letters(array, axes, folder)
         kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]
         shape = [array.shape[i] for i in kept]
@@ -109,7 +111,8 @@ def write_zarr(
         array[...] = data
 
 
-def _open(folder: Path) -> zarr.Array[Any]:
+def open_array(folder: Path) -> zarr.Array[Any]:
+    """Open an array to read it."""
     import zarr
 
     array = zarr.open_array(zarr.storage.LocalStore(folder, read_only=True), mode="r")
@@ -142,7 +145,7 @@ def _refuse_links(path: Path) -> None:
                 raise InputError("path", "a Zarr store of regular files", f"{entry}")
 
 
-def _node(path: Path) -> tuple[dict[str, Any], bool]:
+def read_node(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the attributes in the files of a node, and whether it is an array."""
     if (path / "zarr.json").is_file():
         node = load_json(path / "zarr.json")
@@ -232,15 +235,15 @@ def _check_array(array: zarr.Array[Any], path: Path, max_bytes: int) -> None:
 
 def _refuse_missing(array: zarr.Array[Any], folder: Path) -> None:
     # Zarr returns the fill value for a file that is gone, without a word.
-    for key, file in _chunks(array, folder):
+    for key, file in chunk_files(array, folder):
         if not file.is_file():
-            count = sum(1 for _ in _chunks(array, folder))
+            count = sum(1 for _ in chunk_files(array, folder))
             raise InputError(
                 "path", f"all {count:,} chunks of the store", f"no chunk {key} in {folder}"
             )
 
 
-def _chunks(array: zarr.Array[Any], folder: Path) -> Iterator[tuple[str, Path]]:
+def chunk_files(array: zarr.Array[Any], folder: Path) -> Iterator[tuple[str, Path]]:
     """The keys and files of all chunks, or of all shards."""
     stored = array.shards or array.chunks
     grid = [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]

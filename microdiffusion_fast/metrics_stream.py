@@ -27,6 +27,11 @@ from .tiling_budget import memory_bytes
 from .tiling_windows import Box, Span
 
 _COPIES = 4  # of a slab at once: as read, as the kernels take it, what they make, and the next
+# Bytes of a slab in all that are enough: the allocator gives arrays of this size to the next slab
+# again, where larger ones come anew from the system each time, page after page set to zero, and
+# what one step leaves is partly in the cache for the next. Measured on two cores, with a budget of
+# 768 MiB: 1,318 MiB/s, against 790 with slabs that fill it.
+_ENOUGH = 64 * 2**20
 
 
 def evaluate_stored(
@@ -109,11 +114,14 @@ def _thresholds(sums: VolumeSums, pairs: Any) -> tuple[float, float]:
 
 
 def slabs_of(x: StoredStack, y: StoredStack, memory: int) -> list[Box]:
-    """Whole slices of two stacks of one shape, as many as `memory` bytes hold, in whole chunks."""
+    """Whole slices of two stacks of one shape, in whole chunks, that `memory` bytes hold.
+
+    They are one layer of chunks, or `_ENOUGH` bytes where that is more: larger slabs are slower.
+    """
     depth, height, width = x.shape
     each = height * width * (x.dtype.itemsize + y.dtype.itemsize) * _COPIES
-    slices = max(memory // each, 1)
     together = math.lcm(x.chunks[0], y.chunks[0])
+    slices = max(min(memory // each, max(_ENOUGH // each, together)), 1)
     if slices > together:
         slices -= slices % together
     return [Box(z, Span(0, height), Span(0, width)) for z in intervals(depth, slices)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .io_common import NAMESPACE, VoxelSize
-from .io_output import prepare_output, staged
+from .io_output import prepare_output, refuse_input, staged
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .simulate import Noise, projection_of
@@ -59,6 +59,7 @@ def simulate_stored(
             not fit in it, a budget below one window, or an output that cannot be written.
     """
     volume = source if isinstance(source, StoredStack) else open_stack(source)
+    refuse_input(Path(output), volume.path)
     depth, height, width = volume.shape
     operator = projection_of(
         depth, step_length=step_length, stride=stride, weights=weights, start=start
@@ -77,8 +78,11 @@ def simulate_stored(
         voxel_size=size,
     )
     if not Path(output).name.lower().endswith(".zarr"):
-        raise InputError("path", "a name ending in .ome.zarr or .zarr with memory", str(output))
-    target = prepare_output(Path(output), overwrite=overwrite, store=True)
+        raise InputError("output", "a name ending in .ome.zarr or .zarr", str(output))
+    try:
+        target = prepare_output(Path(output), overwrite=overwrite, store=True)
+    except InputError as error:
+        raise InputError("output", error.expected, error.got) from error
     slabs = _slabs(volume, operator.count, step_length, made.stride, memory_bytes(memory))
     chunks = (min(slabs[0].length, CHUNKS[0]), *CHUNKS[1:])
 

@@ -8,32 +8,33 @@ While it is written it lies in a hidden folder beside its final place:
     .NAME.partial/lock.*        who is at work, see `OutputStore`
     .NAME.partial/old/          the volume that is being replaced
 
-`OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it.
+`OutputStore` begins, takes up and finishes it; `ShardWriter` writes into it, `coarsen` makes the
+coarser resolutions, and `store_finished` knows it when it is complete.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .errors import InputError
-from .io_common import NAMESPACE, load_json, parse_extra
-from .io_output import _replace_folder, is_zarr, prepare_output
-from .io_zarr import _node
-from .store_layout import Layout, halved
+from .io_common import NAMESPACE, load_json
+from .io_output import prepare_output, replace_folder
+from .store_difference import refuse_another, short
+from .store_finished import is_finished, partial_of, plain, remove, stored_bytes
+from .store_layout import Layout
 from .store_lock import hold, locked, share
-from .store_shards import IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, flush, write_durably, writing
+from .store_shards import BEGIN, IMAGE, RECEIPTS, RUN, WRITING, ShardWriter, write_json, writing
+from .tensor_files import flush
 
-_RUN_LOCK, _BEGIN_LOCK, _FINISH_LOCK = "lock.run", "lock.begin", "lock.finish"
+_RUN_LOCK, _FINISH_LOCK = "lock.run", "lock.finish"
 _DIVISION, _OLD = "division.json", "old"
+_WORKER = "a worker of an earlier process that writes its last tile"
 
 
 class Finished(Exception):
@@ -94,15 +95,15 @@ class OutputStore:
             raise InputError("output", "a name ending in .ome.zarr or .zarr", str(path))
         if part is not None and not resume:
             raise InputError("resume", "True for a part: the others would be lost", "False")
-        if part is not None and is_finished(path, run):
+        if part is not None and is_finished(path, run, overwrite=overwrite):
             raise Finished(str(path))
         self.overwrite = overwrite
         self.target = self._place(Path(path))
         self.layout, self.levels = layout, layout.levels
-        self.folder = _partial(self.target)
+        self.folder = partial_of(self.target)
         self.image, self.receipts = self.folder / IMAGE, self.folder / RECEIPTS
-        self.run = _plain(run)
-        self.settings = _plain(settings or {})
+        self.run = plain(run)
+        self.settings = plain(settings or {})
         self._held: list[int] = []
         with writing(self.target):
             entrance = self._enter()
@@ -126,16 +127,17 @@ class OutputStore:
         while True:
             self.folder.mkdir(exist_ok=True)
             try:
-                entrance = hold(self.folder / _BEGIN_LOCK)
+                entrance = hold(self.folder / BEGIN, whose="one that begins or finishes this run")
             except FileNotFoundError:  # it was finished between these two lines
                 continue
             assert entrance is not None
             return entrance
 
     def _join(self, part: Part | None, *, resume: bool) -> None:
-        if resume and not (self.folder / RUN).is_file() and is_finished(self.target, self.run):
-            _remove(self.folder)  # made by `_enter`
-            raise Finished(str(self.target))
+        if resume and not (self.folder / RUN).is_file():
+            if is_finished(self.target, self.run, overwrite=self.overwrite):
+                remove(self.folder)  # made by `_enter`
+                raise Finished(str(self.target))
         at_work = hold(self.folder / _RUN_LOCK, wait=False)
         alone = at_work is not None
         if at_work is None and part is not None:
@@ -145,7 +147,8 @@ class OutputStore:
             raise InputError("output", expected, str(self.target))
         self._held.append(at_work)
         if alone:
-            with locked(self.folder / WRITING):  # no worker of a process that died writes now
+            # no worker of a process that died writes now
+            with locked(self.folder / WRITING, whose=_WORKER):
                 self._begin(resume=resume)
         else:
             self._take_up(load_json(self.folder / RUN))
@@ -179,21 +182,21 @@ class OutputStore:
                 flush(file)
                 flush(file.parent)
         values = {"run": self.run, "settings": self.settings, "token": self.token}
-        write_durably(record, json.dumps(values, indent=1).encode())
+        write_json(record, values)
 
     def _take_up(self, record: dict[str, Any]) -> None:
-        _refuse_another(record.get("run", {}), self.run, self.target)
+        refuse_another(record.get("run", {}), self.run, self.target)
         self.settings, self.token = record["settings"], record["token"]
 
     def _divide(self, part: Part, *, alone: bool) -> None:
         """Agree with the processes that do the other parts, and let them in."""
-        file, rule = self.folder / _DIVISION, _plain({"parts": part.total, **part.rule})
+        file, rule = self.folder / _DIVISION, plain({"parts": part.total, **part.rule})
         if alone:
-            write_durably(file, json.dumps(rule).encode())
+            write_json(file, rule)
             share(self._held[0])
         elif (agreed := load_json(file)) != rule:
-            expected = f"the division of the processes at work, {_short(agreed)}"
-            raise InputError("shard", expected, _short(rule))
+            expected = f"the division of the processes at work, {short(agreed)}"
+            raise InputError("shard", expected, short(rule))
         lock = hold(self.folder / f"lock.part.{part.number}", wait=False)
         if lock is None:
             expected = "a part that no other process is doing"
@@ -212,20 +215,20 @@ class OutputStore:
             os.close(self._held.pop())
 
     @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
-        """Do what `name` says in one process at a time; others wait.
+    def turn(self, name: str, *, whose: str) -> Iterator[None]:
+        """Do what `name` says in one process at a time; others wait for it, `whose` says for whom.
 
         Raises:
             InputError: the run is over.
         """
-        with writing(self.target), locked(self.folder / f"lock.{name}"):
+        with writing(self.target), locked(self.folder / f"lock.{name}", whose=whose):
             yield
 
     @contextmanager
     def last(self) -> Iterator[bool]:
         """Whether this process is to finish the run: no shard is missing, and no other does."""
         lock = None
-        if all(self.shards.has(box) for box in self.levels[0].boxes()):
+        if self.shards.has_all(self.levels[0].boxes()):
             try:  # whoever takes this lock has seen that all is there, so nobody waits for it
                 lock = hold(self.folder / _FINISH_LOCK, wait=False)
             except FileNotFoundError:  # finished
@@ -235,40 +238,6 @@ class OutputStore:
         finally:
             if lock is not None:
                 os.close(lock)
-
-    def missing(self) -> int:
-        """How many shards of the coarser resolutions are to be made."""
-        levels = list(enumerate(self.levels))[1:]
-        return sum(
-            not self.shards.has(box, number) for number, level in levels for box in level.boxes()
-        )
-
-    def coarsen(self, advance: Callable[[int], None]) -> None:
-        """Make the coarser resolutions, each from the one before, when the full one is complete.
-
-        Args:
-            advance: told the number of shards made.
-
-        Raises:
-            InputError: a shard of the full one is missing: its mean would be kept as if it were
-                right, or there is no room.
-        """
-        full = self.levels[0]
-        left = sum(not self.shards.has(box) for box in full.boxes())
-        if left:
-            raise InputError("output", f"all {full.count:,} shards", f"{full.count - left:,}")
-        for number, level in list(enumerate(self.levels))[1:]:
-            finer = self.levels[number - 1]
-            ratio = [a // b for a, b in zip(level.factors, finer.factors, strict=True)]
-            for shard in level.boxes():
-                if not self.shards.has(shard, number):
-                    source = tuple(
-                        slice(span.start * r, min(span.stop * r, size))
-                        for span, r, size in zip(shard, ratio, finer.shape, strict=True)
-                    )
-                    data = halved(np.asarray(self.shards.arrays[number - 1][source]), ratio)
-                    self.shards.write(shard, data, [shard], level=number)
-                    advance(1)
 
     def finish(self, metadata: dict[str, Any]) -> Path:
         """Put the complete volume in its place, with metadata and the run in its attributes.
@@ -285,83 +254,22 @@ class OutputStore:
         import zarr
 
         # nobody comes to this run now, and nobody writes for it
-        entrance, pen = self.folder / _BEGIN_LOCK, self.folder / WRITING
-        with writing(self.target), locked(entrance), locked(pen):
+        entrance = locked(self.folder / BEGIN, whose="one that comes to this run")
+        pen = locked(self.folder / WRITING, whose=_WORKER)
+        with writing(self.target), entrance, pen:
             self._place(self.target)  # again: what appeared there since is not ours to remove
             self._remove_strays()
             group = zarr.open_group(self.image, mode="r+")
-            group.attrs[NAMESPACE] = {**metadata, "run": self.run}
+            size = stored_bytes(self.image, dict(group.attrs))
+            group.attrs[NAMESPACE] = {**metadata, "run": self.run, "bytes": size}
             flush(self.image / "zarr.json")
             flush(self.image)
-            _replace_folder(self.image, self.target, self.folder / _OLD)
+            replace_folder(self.image, self.target, self.folder / _OLD)
             flush(self.target.parent)
-            _remove(self.folder)
+            remove(self.folder)
         return self.target
 
     def _remove_strays(self) -> None:
         """Remove what a kill within a write left in the image."""
         for stray in self.image.rglob("*.partial"):
             stray.unlink()
-
-
-def is_finished(path: str | os.PathLike[str], run: dict[str, Any]) -> bool:
-    """Whether the volume at `path` is the complete result of this run."""
-    target = Path(path).resolve()
-    if not is_zarr(target):
-        return False
-    attributes, _ = _node(target)
-    stored = parse_extra(attributes.get(NAMESPACE)).get("run")
-    return bool(stored == _plain(run))
-
-
-def remove_remains(path: str | os.PathLike[str]) -> None:
-    """Remove what a process that was killed between the last two lines of `finish` left behind."""
-    target = Path(path).resolve()
-    folder = _partial(target)
-    for gone in target.parent.glob(f".{target.name}.*.removed"):
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def remains() -> bool:
-        return is_zarr(target) and (folder / RUN).is_file() and not (folder / IMAGE).exists()
-
-    if remains():
-        with suppress(OSError):
-            entrance = hold(folder / _BEGIN_LOCK, wait=False)
-            if entrance is not None:
-                try:
-                    if remains():  # still: another run may have begun there before the lock
-                        _remove(folder)
-                finally:
-                    os.close(entrance)
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
-
-
-def _remove(folder: Path) -> None:
-    # under another name first: who comes meanwhile finds all of it or nothing
-    gone = folder.with_suffix(f".{secrets.token_hex(4)}.removed")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)  # `remove_remains` may be at it too
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return dict(json.loads(json.dumps(values)))
-
-
-def _refuse_another(begun: dict[str, Any], run: dict[str, Any], target: Path) -> None:
-    names = sorted({*begun, *run})
-    other = [name for name in names if begun.get(name) != run.get(name)]
-    if other:
-        shown = ", ".join(
-            f"{name} {_short(begun.get(name))} instead of {_short(run.get(name))}" for name in other
-        )
-        expected = f"the run that was begun for {target.name} (resume=False begins anew)"
-        raise InputError("resume", expected, f"one with {shown}")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -21,6 +21,8 @@ from .tiling import TilePlan, intervals
 from .tiling_windows import Box, Span
 
 CELL = (8, 64, 64)  # smaller chunks are read about this many pixels together
+# of a cell while it is decoded: measured 2.9 for Zstandard, 4.7 for gzip, 5.5 for strips of a TIFF
+COPIES = 6
 
 T = TypeVar("T")
 Place = tuple[int, int, int]
@@ -40,6 +42,11 @@ def cell_of(stack: StoredStack) -> Place:
     deep = stack.chunks[0]
     room = math.prod(CELL) // (deep * y * x)  # images that are one chunk each are read one by one
     return min(deep * max(min(CELL[0] // deep, room), 1), stack.shape[0]), y, x
+
+
+def reading_bytes(stack: StoredStack) -> int:
+    """Bytes at the peak while a `TileReader` reads a cell, which may be larger than a tile."""
+    return COPIES * math.prod(cell_of(stack)) * stack.dtype.itemsize
 
 
 class TileReader:

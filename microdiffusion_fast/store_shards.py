@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,10 +20,11 @@ from .io_common import load_json
 from .io_scaled import Scaling
 from .store_layout import Layout
 from .store_lock import hold
+from .tensor_files import flush, whole
 from .tiling_windows import Box
 
 IMAGE, RECEIPTS = "image", "receipts"  # folders in that of an unfinished volume
-RUN, WRITING = "run.json", "lock.writing"  # files there
+RUN, BEGIN, WRITING = "run.json", "lock.begin", "lock.writing"  # files there
 
 
 class ShardWriter:
@@ -50,6 +50,10 @@ class ShardWriter:
         with suppress(OSError, InputError):
             return self._file(shard, level).stat().st_size == load_json(receipt).get("bytes")
         return False
+
+    def has_all(self, shards: Iterable[Box]) -> bool:
+        """Whether all these shards of the full resolution are finished."""
+        return all(self.has(shard) for shard in shards)
 
     def write(
         self,
@@ -87,7 +91,7 @@ class ShardWriter:
                     "bytes": file.stat().st_size,
                     "clipped": clipped[shard],
                 }
-                write_durably(self._receipt(shard, level), json.dumps(record).encode())
+                write_json(self._receipt(shard, level), record)
 
     @contextmanager
     def _pen(self) -> Iterator[None]:
@@ -121,24 +125,10 @@ class ShardWriter:
         return self.receipts / "{}.{}.{}.{}.json".format(level, *index)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and have it on disk when this returns."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have a file, or the entries of a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a small file whole or not at all, and have it on disk when this returns."""
+    with whole(path, shared=True) as part:
+        part.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 @contextmanager

@@ -109,12 +109,12 @@ def open_stack(path: str | os.PathLike[str]) -> StoredStack:
 
 def _open_zarr(path: Path) -> StoredStack:
     io_zarr._refuse_links(path)
-    attributes, is_array = io_zarr._node(path)
+    attributes, is_array = io_zarr.read_node(path)
     folder, axes, scale = path, None, None
     if not is_array:
         folder, axes, scale = io_zarr._multiscale(path, attributes)
     try:
-        array = io_zarr._open(folder)
+        array = io_zarr.open_array(folder)
         io_zarr._check_array(array, path, _ANY_SIZE)
         letters = io_zarr._letters(array, axes, folder)
         kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]

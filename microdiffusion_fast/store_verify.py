@@ -68,11 +68,11 @@ def verify(
     source = as_path(path)
     if not is_zarr(source):
         raise InputError("path", "a Zarr store", f"{source}, which is none")
-    attributes, is_array = io_zarr._node(source)
+    attributes, is_array = io_zarr.read_node(source)
     scaled = Scaling.of(parse_extra(attributes.get(NAMESPACE))) is not None
-    folders = [source] if is_array else _levels(source, attributes)
+    folders = [source] if is_array else levels_of(source, attributes)
     try:
-        arrays = [io_zarr._open(folder) for folder in folders]
+        arrays = [io_zarr.open_array(folder) for folder in folders]
         sizes = [array.shards or array.chunks for array in arrays]
         grids = [
             [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
@@ -88,7 +88,7 @@ def verify(
     return found
 
 
-def _levels(path: Path, attributes: dict[str, Any]) -> list[Path]:
+def levels_of(path: Path, attributes: dict[str, Any]) -> list[Path]:
     """The folders of all resolutions of a NGFF image, the first checked as for reading."""
     first = io_zarr._multiscale(path, attributes)[0]
     datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"][1:]

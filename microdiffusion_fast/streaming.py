@@ -13,9 +13,11 @@ import torch
 
 from .device import resolve_device
 from .errors import InputError
+from .io_output import refuse_input
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
-from .store_output import Finished, OutputStore, is_finished, remove_remains
+from .store_finished import is_finished, remove_remains
+from .store_output import Finished, OutputStore
 from .streaming_parts import part_of, tiles_of
 from .streaming_plan import StreamRun, plan_stream
 from .streaming_tiles import Runner, run_tiles
@@ -152,13 +154,11 @@ def stream_reconstruct(
 
     if threads is not None and threads < 1:
         raise InputError("threads", "at least 1", threads)
-    if run.stack.path.resolve() in Path(output).resolve().parents:
-        expected = "a place outside the stack, which must not change during the run"
-        raise InputError("output", expected, str(output))
+    refuse_input(Path(output), run.stack.path)
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))
-    if resume and is_finished(output, run.identity):
+    if resume and is_finished(output, run.identity, overwrite=overwrite):
         remove_remains(output)
         return nothing(0)
     if client is None and runner is run_tiles:  # now, not after the adaptation
@@ -209,5 +209,5 @@ def stream_reconstruct(
         planned=run,
         parameters=parameters,
         adaptation=ready.evidence,
-        finished=part is None or is_finished(output, run.identity),
+        finished=part is None or is_finished(output, run.identity, overwrite=True),
     )

@@ -23,9 +23,11 @@ from .device import parse_device
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .projections import Projections
+from .provenance import version_of
 from .store_layout import Layout
+from .store_levels import coarsen, coarsening_bytes, missing_shards
 from .store_output import OutputStore
-from .store_reader import cell_of, pixels_to_decode
+from .store_reader import cell_of, pixels_to_decode, reading_bytes
 from .store_source import StoredStack, open_stack
 from .streaming_prepare import Prepared, prepare, stack_geometry
 from .streaming_tiles import Choices, TileJob, with_threads
@@ -72,7 +74,8 @@ class StreamRun:
     ) -> Prepared:
         """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
         # of several processes one finds out, the others wait for it
-        with store.turn("prepare"), with_threads(store.settings["threads"]):
+        turn = store.turn("prepare", whose="the process that looks at the stack for all")
+        with turn, with_threads(store.settings["threads"]):
             ready = Prepared.load(store.folder)
             if ready is None:
                 ready = prepare(
@@ -127,9 +130,13 @@ class StreamRun:
         """
         self._refuse_change()
         with Progress(
-            "coarser levels", store.missing(), enabled=progress, callback=callback, unit="shard"
+            "coarser levels",
+            missing_shards(store.shards),
+            enabled=progress,
+            callback=callback,
+            unit="shard",
         ) as bar:
-            store.coarsen(bar.advance)
+            coarsen(store.shards, bar.advance)
         found = {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
         parameters = self.parameters | found
         if self.layout.dtype == "uint16":
@@ -229,7 +236,7 @@ def plan_stream(
         "input": stack.fingerprint(),
         "network": digest(network.state_dict()),
         "layout": asdict(layout),
-        "version": _version(),
+        "version": version_of("microdiffusion-fast"),
     }
     # a budget that is too small shows before anything is computed or written
     soft = 0.0 if consistency == "soft" else None
@@ -237,13 +244,18 @@ def plan_stream(
         Prepared(network, 0.0, 1.0, 0.0, soft, {}, 0), geometry.operator, stack.shape[1:]
     )
     itemsize = stack.dtype.itemsize
-    footprint = draft.footprint(itemsize, cell_of(stack)[0])
+    footprint = draft.footprint(itemsize, cell_of(stack)[0], chunk=reading_bytes(stack))
     plan = fit_tiles(
         shape, draft.windows, draft.reach, shards=layout.shards, footprint=footprint, memory=budget
     )
     # what the tiles leave is for chunks that neighbours share
     keep = budget - predict(plan, replace(footprint, held=0), pixels=0, itemsize=itemsize).memory
     pixels = pixels_to_decode(stack, plan, keep=keep) + pixels_to_survey(stack, seed=seed)
+    prediction = predict(
+        plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
+    )
+    # when the tiles are done, and what they took is free again; hardly ever more than a tile
+    coarsening = footprint.fixed + coarsening_bytes(layout)
     return StreamRun(
         stack=stack,
         geometry=geometry,
@@ -253,16 +265,8 @@ def plan_stream(
         layout=layout,
         plan=plan,
         keep=keep,
-        prediction=predict(
-            plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
-        ),
+        prediction=replace(prediction, memory=max(prediction.memory, coarsening)),
         parameters=parameters,
         identity=identity,
         device=place,
     )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("microdiffusion-fast")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from .io_scaled import Scaling
 from .preset import noise_to_signal
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
-from .store_shards import flush, write_durably
+from .store_shards import write_json
 from .store_source import StoredStack
 from .tile_survey import survey
 
@@ -99,8 +98,7 @@ class Prepared:
         values = {name: value for name, value in vars(self).items() if name != "denoiser"}
         try:
             save_denoiser(folder / "network.safetensors", self.denoiser)
-            flush(folder / "network.safetensors")
-            write_durably(folder / "prepared.json", json.dumps(values).encode())
+            write_json(folder / "prepared.json", values)
         except (OSError, SafetensorError) as error:
             expected = "a place that can be written and has room"
             raise InputError("output", expected, f"{folder} ({error})") from error

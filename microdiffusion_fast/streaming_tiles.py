@@ -2,13 +2,11 @@
 
 A `TileJob` is small and picklable: it names the stack, the folder of the unfinished volume and what
 was asked for. The weights and the intensity range lie in that folder, as `Prepared` left them. A
-`TileWorker` opens all of this once; `run_tile` keeps one worker per thread, for engines that
-scatter calls over processes.
+`TileWorker` opens all of this once, and keeps it from tile to tile.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,7 +112,7 @@ class TileJob:
         return [
             number
             for number, tile in enumerate(self.plan)
-            if not all(shards.has(shard) for shard in self.plan.shards_of(tile))
+            if not shards.has_all(self.plan.shards_of(tile))
         ]
 
 
@@ -166,7 +164,7 @@ class TileWorker:
     def has(self, number: int) -> bool:
         """Whether a tile is finished."""
         plan = self.job.plan
-        return all(self.shards.has(shard) for shard in plan.shards_of(plan[number]))
+        return self.shards.has_all(plan.shards_of(plan[number]))
 
     def run(self, number: int, following: int | None = None) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.
@@ -240,17 +238,6 @@ def with_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-_own = threading.local()  # a reader and a network are not for two threads at a time
-
-
-def run_tile(job: TileJob, number: int) -> TileReceipt:
-    """One tile of a job, by the worker that this thread keeps for it."""
-    worker: TileWorker | None = getattr(_own, "worker", None)
-    if worker is None or worker.job.key != job.key:
-        worker = _own.worker = TileWorker(job)
-    return worker.run(number)
 
 
 def run_tiles(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +34,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A file beside `path` to write, which takes its place when the block ends well.
 
     The order that survives a loss of power: the content to the disk, the new name, the folder that
     holds the name. After a failure nothing of the new file is left.
+
+    Args:
+        path: what to write.
+        shared: other processes may write it at the same time: each has a file of its own beside
+            it, which a kill leaves; otherwise the next one to write takes that over.
     """
-    part = path.with_name(path.name + ".partial")
+    mark = f".{secrets.token_hex(4)}" if shared else ""
+    part = path.with_name(f"{path.name}{mark}.partial")
     try:
         yield part
         flush(part)

@@ -74,7 +74,7 @@ class TileRecipe:
         """Whether a window is looked at more than once, so that its features are worth keeping."""
         return self.steps > 1 or self.chains > 1 or (self.mean is not None and self.chains > 0)
 
-    def footprint(self, itemsize: int, together: int) -> Footprint:
+    def footprint(self, itemsize: int, together: int, *, chunk: int = 0) -> Footprint:
         """Bytes and arithmetic per pixel and voxel, for the planner; float32.
 
         The factors were set by measuring the resident memory of single tiles.
@@ -82,6 +82,7 @@ class TileRecipe:
         Args:
             itemsize: of the stored projections.
             together: projections that are read together.
+            chunk: bytes while a chunk of them is read.
         """
         config, ways = self.denoiser.config, len(directions(self.operator))
         c0, c1, c2 = config.encoder_widths
@@ -99,6 +100,7 @@ class TileRecipe:
             head=4 * self.batch * (6 * config.head_width + c0 + 16),
             state=4 * arrays,
             core=4 * (2 if self.chains > 1 else 1) * 2,
+            chunk=chunk,
             encode_work=int(ways * encoder),
             head_work=int(ways * head * (2 if self.guided else 1) * runs / self.steps),
         )

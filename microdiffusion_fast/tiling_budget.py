@@ -33,6 +33,7 @@ class Footprint:
         head: bytes per pixel computed, of the head at work.
         state: bytes per voxel computed.
         core: bytes per voxel written.
+        chunk: bytes while one chunk of the projections is read, which may be larger than a tile.
         encode_work: multiplications per pixel read and window.
         head_work: multiplications per voxel computed, over all steps.
     """
@@ -46,6 +47,7 @@ class Footprint:
     head: int
     state: int
     core: int
+    chunk: int
     encode_work: int
     head_work: int
 
@@ -70,7 +72,7 @@ class Prediction:
 
     Attributes:
         tiles: how many.
-        memory: bytes at the peak, of one tile.
+        memory: bytes at the peak.
         bytes_in: read from the projections.
         bytes_out: written, before compression.
         reread: how often a pixel of the projections is decoded, on average.
@@ -146,6 +148,8 @@ def fit_tiles(
             best = key
     if best is None:
         expected = f"at least {math.ceil(least / 2**20):,} MiB for a tile of one shard"
+        if footprint.chunk > least / 8:  # smaller shards would not help
+            expected += f", {footprint.chunk / 2**20:,.0f} MiB of it to read a chunk of the stack"
         sizes = "x".join(map(str, unit.shards))
         got = f"{memory / 2**20:,.0f} MiB (shards of {sizes} voxels)"
         raise InputError("memory", expected, got)
@@ -226,6 +230,7 @@ def _peak(z: _Axis, y: _Axis, x: _Axis, footprint: Footprint) -> float:
     kept = z.largest_windows if footprint.keep else 1
     return (
         footprint.fixed
+        + footprint.chunk
         + (footprint.image * z.largest_read + footprint.held) * seen
         + footprint.state * z.largest_state * computed
         + footprint.features * kept * computed

@@ -1,4 +1,5 @@
-"""A small stack on disk, with a small network, for runs from disk to disk."""
+"""A command line in this process; a small stack on disk, and a network, for runs from disk to
+disk."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from bench.small_network import random_network
+from microdiffusion_fast import cli
+from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
@@ -33,7 +36,7 @@ class SmallStack:
             "denoiser": str(self.denoiser),
             "adapt": False,
             "chunks": [4, 8, 8],
-            "memory": "66.5MiB",  # one shard a tile: all but little is the constant part
+            "memory": "67.2MiB",  # one shard a tile: all but little is the constant part
             "threads": 1,
         }
 
@@ -65,13 +68,7 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> SmallStack:
     generator = torch.Generator().manual_seed(0)
     images = AxialProjection(SHAPE[0], STEP)(1000 * torch.rand(SHAPE, generator=generator))
     Projections(images, step_length=STEP).save(folder / "p.ome.zarr")
-    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
-    denoiser = Denoiser(narrow)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    save_denoiser(folder / "network.safetensors", random_network(generator))
     return SmallStack(folder / "p.ome.zarr", folder / "network.safetensors")
 
 
@@ -87,3 +84,16 @@ def whole(small_stack: SmallStack, tmp_path_factory: pytest.TempPathFactory) -> 
 def store_digest() -> Callable[[Path], str]:
     """Of what a store holds; it does not depend on its name."""
     return digest_of
+
+
+@pytest.fixture
+def real_run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs one command line in this process: exit code, stdout, stderr."""
+
+    def once(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return once

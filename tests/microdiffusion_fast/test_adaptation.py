@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.small_network import random_network
 from microdiffusion_fast import adaptation, adaptation_check
 from microdiffusion_fast.adaptation import (
     ASSUMED_BLUR,
@@ -44,13 +45,7 @@ OPERATOR = AxialProjection(24, 6)
 
 
 def randomised(seed: int = 0) -> Denoiser:
-    denoiser = Denoiser(TINY)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    return denoiser.eval()
+    return random_network(torch.Generator().manual_seed(seed), TINY).eval()
 
 
 def texture(*shape: int, seed: int = 0) -> Tensor:

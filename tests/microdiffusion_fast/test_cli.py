@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from microdiffusion_fast import cli, demo, training
+from microdiffusion_fast import demo, training
 from microdiffusion_fast.cli_summary import adaptation_line, verdict
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
@@ -88,19 +88,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def run(real_run: Run, calls: list[dict[str, Any]]) -> Run:
     """Runs one command line, without the long computation: exit code, stdout, stderr."""
     return real_run
-
-
-@pytest.fixture
-def real_run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command line in this process: exit code, stdout, stderr."""
-
-    def once(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return once
 
 
 @pytest.fixture(scope="module")

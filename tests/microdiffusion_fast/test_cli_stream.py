@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.small_network import random_network
 from microdiffusion_fast import cli, cli_stream
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.io import read_volume, write_volume
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.streaming import stream_reconstruct
@@ -21,16 +22,8 @@ SMALL = "90MiB"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command line in this process: exit code, stdout, stderr."""
-
-    def once(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return once
+def run(real_run: Run) -> Run:
+    return real_run
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_volume(folder / "v.tif", volume, voxel_size=(0.5, 0.5, 0.5))
     code = cli.run(["simulate", f"{folder}/v.tif", "-o", f"{folder}/p.zarr", "--step-length", "4"])
     assert code == 0
-    denoiser = Denoiser(DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, embedding=16))
-    torch.manual_seed(0)
-    torch.nn.init.normal_(denoiser.head.conv_out.weight, std=0.1)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    network = random_network(torch.Generator().manual_seed(0))
+    save_denoiser(folder / "network.safetensors", network)
     return folder
 
 
@@ -69,6 +60,13 @@ def test_reconstruct_goes_from_disk_to_disk(run: Run, folder: Path, tmp_path: Pa
     np.testing.assert_array_equal(made.data, expected.data)
     code, out, _ = run(*line, "-o", tmp_path / "v.ome.zarr")
     assert code == 0 and "complete already" in out
+    shard = next(file for file in (tmp_path / "v.ome.zarr" / "0").rglob("c/**/*") if file.is_file())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    error = refused(run(*line, "-o", tmp_path / "v.ome.zarr"), "-o/--output")
+    assert "verify" in error and "--overwrite" in error
+    code, out, _ = run(*line, "-o", tmp_path / "v.ome.zarr", "--overwrite")
+    assert code == 0 and "wrote" in out and shard.read_bytes() == whole
     refused(run(*line, "-o", tmp_path / "v.ome.zarr", "--seed", 1), "-o/--output")
     code, out, err = run(*line, "-o", tmp_path / "v.ome.zarr", "--seed", 1, "--overwrite", "-q")
     assert (code, out, err) == (0, "", "")
@@ -84,7 +82,8 @@ def test_what_was_begun_goes_on_or_begins_anew(run: Run, folder: Path, tmp_path:
         stream_reconstruct(folder / "p.zarr", output, **options)  # type: ignore[arg-type]
     line = ("reconstruct", folder / "p.zarr", "-o", output, "--denoiser", network, "--no-adapt")
     line = (*line, "--memory", SMALL)
-    assert "seed 0 instead of 1" in refused(run(*line, "--seed", 1), "--resume")
+    error = refused(run(*line, "--seed", 1), "-o/--output")
+    assert "seed 0 when it was begun, 1 now" in error and "--fresh" in error
     code, out, err = run(*line, "--seed", 1, "--fresh")
     assert code == 0 and "earlier run" not in out, err
 

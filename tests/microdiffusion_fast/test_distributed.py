@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,46 @@ def test_workers_are_killed(
     assert store_digest(output) == whole.digest
 
 
+def test_workers_keep_nothing_when_the_run_is_over(
+    client: Any, small_stack: SmallStack, tmp_path: Path
+) -> None:
+    """Not the weights, not the thread that reads, however the run ends."""
+
+    def kept() -> list[tuple[int, int]]:
+        found = client.run(_kept)
+        return list(found.values())
+
+    def cancel(event: ProgressEvent) -> bool:
+        if event.stage == "reconstruct":
+            seen.append(sum(workers for workers, _ in kept()))
+        return event.stage != "reconstruct" or event.done < 4
+
+    seen: list[int] = []
+    with pytest.raises(Cancelled):
+        small_stack.run(tmp_path / "v.zarr", client=client, callback=cancel)
+    assert max(seen) > 0  # otherwise this shows nothing
+    wait_for(lambda: kept() == [(0, 0)] * 2)
+    small_stack.run(tmp_path / "v.zarr", client=client)
+    wait_for(lambda: kept() == [(0, 0)] * 2)
+
+
+def _kept() -> tuple[int, int]:
+    """On a worker: what is open there, and threads that read for it."""
+    import threading
+
+    from microdiffusion_fast import distributed
+
+    reading = [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    return len(distributed._open), len(reading)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_what_a_worker_cannot_do_is_one_clear_line(
     client: Any, small_stack: SmallStack, tmp_path: Path
 ) -> None:
@@ -139,7 +180,7 @@ def test_what_a_worker_cannot_do_is_one_clear_line(
 
 
 def test_another_version_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "_version", lambda: "9.9")
+    monkeypatch.setattr(ours, "version_of", lambda name: "9.9")
     job: Any = None
     with pytest.raises(InputError, match="^scheduler: expected workers with version 9.9"):
         list(DaskTiles(client)(job, [1]))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.small_network import random_network
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.inference import (
@@ -26,13 +27,7 @@ LEVEL = NoiseLevel(0.6, 0.8, 0.1)
 
 def randomised(seed: int = 0) -> Denoiser:
     """A network none of whose layers is zero, as after training."""
-    denoiser = Denoiser(TINY)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    return denoiser
+    return random_network(torch.Generator().manual_seed(seed), TINY)
 
 
 def uniform(*shape: int, seed: int = 1) -> Tensor:

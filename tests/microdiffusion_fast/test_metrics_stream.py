@@ -112,6 +112,27 @@ def test_slabs_are_whole_chunks(tmp_path: Path) -> None:
     assert len(slabs_of(stack, stack, memory=1)) == 100
 
 
+@pytest.mark.parametrize(
+    ("chunk", "memory", "slices"),
+    [
+        (1, 2**30, 4),  # 16 MiB a slice: no more than are fast
+        (3, 2**30, 3),
+        (32, 2**30, 32),  # a layer of chunks, which would be decoded twice
+        (32, 2**29, 32),
+        (32, 2**28, 16),  # what the budget holds
+        (1, 2**25, 2),
+        (1, 1, 1),
+    ],
+)
+def test_slabs_are_no_larger_than_is_fast(chunk: int, memory: int, slices: int) -> None:
+    shape = (100, 512, 1024)
+    stack = StoredStack(
+        Path("-"), shape, np.dtype(np.float32), lambda box: np.empty(box.shape), (chunk, 64, 64)
+    )
+    slabs = slabs_of(stack, stack, memory)
+    assert slabs[0].z.length == slices and slabs[-1].z.stop == 100
+
+
 def test_faults_are_one_clear_line(tmp_path: Path) -> None:
     reference, test = volumes("float32")
     np.save(tmp_path / "x.npy", reference)

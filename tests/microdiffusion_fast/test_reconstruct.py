@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 import microdiffusion_fast as mdf
+from bench.small_network import random_network
 from microdiffusion_fast import estimate, metrics
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import DenoiserConfig, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
@@ -44,12 +45,9 @@ def stack() -> Projections:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network that departs a little from interpolation, and that the checks trust."""
-    denoiser = Denoiser(TINY)
-    generator = torch.Generator().manual_seed(2)  # with trust 0 every result is interpolation
+    # with trust 0 every result is interpolation
+    denoiser = random_network(torch.Generator().manual_seed(2), TINY)
     with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
         denoiser.head.conv_out.weight.mul_(0.2)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_denoiser(path, denoiser)

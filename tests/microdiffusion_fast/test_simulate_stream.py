@@ -87,5 +87,7 @@ def test_bad_input_leaves_nothing(volume: Path, tmp_path: Path) -> None:
             simulate_stored(source, tmp_path / "p.zarr", **({"step_length": 6} | options))
         assert caught.value.argument == argument
         assert set(tmp_path.iterdir()) == before
-    with pytest.raises(InputError, match="zarr"):
+    with pytest.raises(InputError, match="^output: .*zarr"):
         simulate_stored(volume, tmp_path / "p.tif", step_length=6)
+    with pytest.raises(InputError, match="^output: .* existing folder"):
+        simulate_stored(volume, tmp_path / "nowhere" / "p.zarr", step_length=6)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import zarr
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.store_finished import is_finished
 from microdiffusion_fast.store_layout import Layout, halved
-from microdiffusion_fast.store_output import OutputStore, is_finished
+from microdiffusion_fast.store_levels import coarsen, coarsening_bytes, missing_shards
+from microdiffusion_fast.store_output import OutputStore
 from microdiffusion_fast.store_verify import LISTED, verify
 from microdiffusion_fast.tiling_windows import Box
 
@@ -40,7 +43,7 @@ def fill(store: OutputStore, shards: list[Box]) -> None:
 
 
 def complete(store: OutputStore, metadata: dict[str, Any] | None = None) -> None:
-    store.coarsen(lambda done: None)
+    coarsen(store.shards, lambda done: None)
     store.finish(metadata or {})
 
 
@@ -92,6 +95,34 @@ def test_coarser_resolutions_are_means(finished: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards", "voxels", "dtype"),
+    [
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), None, "float32"),
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), None, "uint16"),
+        ((64, 512, 512), (16, 64, 64), (32, 128, 128), (4.0, 1.0, 1.0), "float32"),
+        ((65, 301, 299), (65, 256, 256), (65, 512, 512), None, "float32"),
+    ],
+)
+def test_coarser_resolutions_take_no_more_than_is_said(
+    tmp_path: Path, shape: Any, chunks: Any, shards: Any, voxels: Any, dtype: Any
+) -> None:
+    layout = Layout(shape, chunks, shards, voxels, dtype)
+    data = (60_000 * np.random.default_rng(0).random(shape)).astype(dtype)
+    with OutputStore(tmp_path / "v.zarr", layout, RUN) as store:
+        for box in layout.levels[0].boxes():
+            store.shards.write(box, data[box.slices], [box])
+        tracemalloc.start()
+        try:
+            coarsen(store.shards, lambda done: None)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak <= coarsening_bytes(layout) < 5 * peak
+        expected = halved(data, layout.levels[1].factors)
+        np.testing.assert_array_equal(np.asarray(store.shards.arrays[1]), expected)
+
+
 def test_an_odd_slice_is_kept() -> None:
     data = np.arange(15, dtype=np.float32).reshape(3, 5, 1)
     np.testing.assert_array_equal(halved(data, (2, 2, 2))[:, :, 0], [[3, 5, 6.5], [10.5, 12.5, 14]])
@@ -126,10 +157,38 @@ def test_another_run_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
     path = tmp_path / "v.zarr"
     with store_at(path) as store:
         fill(store, boxes()[:1])
-    with pytest.raises(InputError, match=r'^resume: .* got one with input "abc" instead of "new"'):
+    with pytest.raises(InputError, match="^resume: .* got the stack changed since the run was"):
         store_at(path, {**RUN, "input": "new"})
     with store_at(path, {**RUN, "input": "new"}, resume=False) as store:
         assert not store.shards.has(boxes()[0])
+
+
+def test_a_finished_volume_that_is_damaged_is_not_complete(finished: Path) -> None:
+    """A shard of any resolution that is gone or cut short; the numbers of no file are read."""
+    last = finished / "2" / "c" / "0" / "0" / "0"
+    for shard in (finished / "0" / "c" / "1" / "1" / "0", last):
+        whole = shard.read_bytes()
+        for damage, words in (
+            (shard.unlink, f"{shard.relative_to(finished)} is missing"),
+            (lambda shard=shard, whole=whole: shard.write_bytes(whole[:-1]), "its shards have"),
+        ):
+            damage()  # type: ignore[operator]
+            with pytest.raises(InputError, match=f"^output: .*verify.*--overwrite.*{words}") as no:
+                is_finished(finished, RUN)
+            assert "\n" not in str(no.value)
+            assert not is_finished(finished, RUN, overwrite=True)
+            assert not is_finished(finished, {"seed": 1})  # none of this one's business
+            shard.write_bytes(whole)
+        assert is_finished(finished, RUN)
+    last.unlink()
+    with store_at(finished, overwrite=True) as store:
+        fill(store, boxes())
+        complete(store)
+    assert is_finished(finished, RUN) and verify(finished).ok
+    description = finished / "1" / "zarr.json"
+    description.write_text("{")
+    with pytest.raises(InputError, match="^output: .*verify"):
+        is_finished(finished, RUN)
 
 
 def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
@@ -193,7 +252,7 @@ def test_what_appears_during_the_run_is_not_replaced(finished: Path, tmp_path: P
     assert is_finished(path, RUN) and verify(path).ok
     path.rename(finished)
     with store_at(path, {"seed": 1}) as store:
-        assert store.missing() == 0  # of all that was made nothing is made again
+        assert missing_shards(store.shards) == 0  # of all that was made nothing is made again
         complete(store)
     assert is_finished(path, {"seed": 1}) and is_finished(finished, RUN)
     np.testing.assert_array_equal(read_volume(path).data, DATA)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -14,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microdiffusion_fast import store_output
+from microdiffusion_fast import store_finished, store_lock
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
+from microdiffusion_fast.store_finished import is_finished, remove_remains
 from microdiffusion_fast.store_layout import Layout
+from microdiffusion_fast.store_levels import coarsen
 from microdiffusion_fast.store_lock import hold, locked
 from microdiffusion_fast.store_output import (
     Finished,
     OutputStore,
     Part,
-    is_finished,
-    remove_remains,
 )
 from microdiffusion_fast.store_shards import ShardWriter
 from microdiffusion_fast.store_verify import verify
@@ -51,7 +52,7 @@ def fill(store: OutputStore, which: slice) -> None:
 def finish_if_last(store: OutputStore) -> bool:
     with store.last() as last:
         if last:
-            store.coarsen(lambda done: None)
+            coarsen(store.shards, lambda done: None)
             store.finish({})
         return last
 
@@ -102,6 +103,43 @@ def test_a_lock_goes_with_its_file_and_its_process(tmp_path: Path) -> None:
         pass
     with pytest.raises(FileNotFoundError):
         hold(tmp_path / "nowhere" / "lock")
+
+
+def test_who_waits_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it takes long, and for each of the locks that another process may hold for long."""
+    monkeypatch.setattr(store_lock, "PATIENCE", 0.05)
+
+    def held_a_while(lock: Path, wait: Callable[[], object], seconds: float = 0.3) -> str:
+        descriptor = hold(lock)
+        assert descriptor is not None
+        timer = threading.Timer(seconds, os.close, [descriptor])
+        timer.start()
+        wait()
+        timer.join()
+        return capsys.readouterr().err
+
+    with store_at(tmp_path / "v.zarr") as store:
+        folder = store.folder
+
+        def prepare() -> None:
+            with store.turn("prepare", whose="the process that looks"):
+                pass
+
+        words = held_a_while(folder / "lock.prepare", prepare)
+        assert words == f"waiting for the process that looks ({folder})\n"
+        assert held_a_while(folder / "lock.prepare", prepare, 0.0) == ""
+        fill(store, slice(None))
+        coarsen(store.shards, lambda done: None)
+        assert "worker" in held_a_while(folder / "lock.writing", lambda: store.finish({}))
+    with store_at(tmp_path / "w.zarr", part=part(1)) as store:
+
+        def come() -> None:
+            store_at(tmp_path / "w.zarr", part=part(2)).close()
+
+        words = held_a_while(store.folder / "lock.begin", come)
+        assert "begins or finishes" in words and words.count("\n") == 1
 
 
 def test_parts_work_together_and_the_last_one_finishes(tmp_path: Path) -> None:
@@ -272,7 +310,7 @@ def test_a_run_that_begins_is_no_remains(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "image").mkdir()
         return hold(lock, **options)
 
-    monkeypatch.setattr(store_output, "hold", late)
+    monkeypatch.setattr(store_finished, "hold", late)
     remove_remains(path)
     assert folder.is_dir()
     (folder / "image").rmdir()

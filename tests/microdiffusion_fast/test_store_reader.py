@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import tifffile
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.codecs import GzipCodec, ZstdCodec
 
-from microdiffusion_fast.store_reader import TileReader, cell_of, pixels_to_decode
-from microdiffusion_fast.store_source import StoredStack
+from microdiffusion_fast.store_reader import (
+    TileReader,
+    cell_of,
+    pixels_to_decode,
+    reading_bytes,
+)
+from microdiffusion_fast.store_source import StoredStack, open_stack
 from microdiffusion_fast.tiling import Reach, TilePlan, plan_tiles
 from microdiffusion_fast.tiling_windows import Box, Windows
 
@@ -72,6 +84,42 @@ def test_what_is_read_may_be_overwritten() -> None:
         got = reader.read(number)
         np.testing.assert_array_equal(got, data[tile.read.slices])
         got[...] = np.nan
+
+
+def _zarr(path: Path, data: np.ndarray, codec: Any) -> None:
+    array = zarr.create_array(
+        path, shape=data.shape, dtype=data.dtype, chunks=data.shape, compressors=codec
+    )
+    array[...] = data
+
+
+LARGE: dict[str, Callable[[Path, np.ndarray], object]] = {
+    "zstd.zarr": lambda path, data: _zarr(path, data, ZstdCodec()),
+    "gzip.zarr": lambda path, data: _zarr(path, data, GzipCodec()),
+    "raw.zarr": lambda path, data: _zarr(path, data, None),
+    "strips.tif": lambda path, data: tifffile.imwrite(
+        path, data, compression="zlib", rowsperstrip=data.shape[1], photometric="minisblack"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_chunk_larger_than_a_tile_takes_what_is_said(tmp_path: Path, name: str) -> None:
+    data = np.random.default_rng(0).integers(0, 4000, (4, 700, 700)).astype(np.uint16)
+    LARGE[name](tmp_path / name, data)
+    stack = open_stack(tmp_path / name)
+    windows = Windows(24, 4, 6, 6, 0, 2.5)
+    plan = plan_tiles((24, 700, 700), windows, REACH, shards=(24, 20, 20), core=(24, 20, 20))
+    reader = TileReader(stack, plan, keep=0)
+    reader.read(0)  # the first time imports, and makes threads
+    tracemalloc.start()
+    try:
+        got = reader.read(1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(got, data[plan[1].read.slices])
+    assert 2 * got.nbytes < reading_bytes(stack) / 6 < peak <= reading_bytes(stack)
 
 
 def test_cells_are_whole_chunks_of_useful_size() -> None:

@@ -18,23 +18,27 @@ import pytest
 import torch
 import zarr
 
-from microdiffusion_fast import metrics, reconstruct
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
+from bench.small_network import random_network
+from microdiffusion_fast import metrics, reconstruct, streaming_plan
+from microdiffusion_fast.denoiser import Denoiser, load_denoiser, save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.metrics_stream import evaluate_stored
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
+from microdiffusion_fast.simulate_stream import simulate_stored
+from microdiffusion_fast.store_levels import coarsening_bytes
+from microdiffusion_fast.store_reader import reading_bytes
 from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import stream_reconstruct
 from microdiffusion_fast.streaming_prepare import Prepared
-from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tile
+from microdiffusion_fast.streaming_tiles import TileJob, TileReceipt, run_tiles
 from microdiffusion_fast.tiling_windows import Box, Span
 
 CHUNKS = (6, 8, 8)
-SMALL = "64.5MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
+SMALL = "64.6MiB"  # all but 0.5 MiB is the constant part, so that the tiles are small
 STEP, SHAPE = 4, (25, 28, 24)  # a slice is left over; no size is a multiple of the shards'
 
 
@@ -48,13 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Projections(
         operator(volume), step_length=STEP, depth=SHAPE[0], voxel_size=(0.6, 0.5, 0.5)
     ).save(folder / "p.ome.zarr")
-    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
-    denoiser = Denoiser(narrow)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    save_denoiser(folder / "network.safetensors", random_network(generator))
     return folder
 
 
@@ -78,7 +76,7 @@ def digest(store: Path) -> str:
 
 @pytest.mark.parametrize("steps", [None, 2])
 def test_the_result_is_that_in_memory(folder: Path, tmp_path: Path, steps: int | None) -> None:
-    memory = SMALL if steps is None else "64.76MiB"
+    memory = SMALL if steps is None else "64.86MiB"
     done = stream(folder, tmp_path / "v.ome.zarr", steps=steps, memory=memory)
     assert done.tiles > 2
     stack = Projections.from_any(folder / "p.ome.zarr")
@@ -114,6 +112,41 @@ def test_the_budget_changes_the_tiles_and_not_the_volume(folder: Path, tmp_path:
     with pytest.raises(InputError, match="^memory: expected at least"):
         stream(folder, tmp_path / "c.zarr", memory="1MiB")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_chunk_larger_than_a_tile_is_in_the_budget(folder: Path, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).random((6, 400, 400), np.float32)
+    options: dict[str, Any] = {
+        "step_length": STEP,
+        "denoiser": folder / "network.safetensors",
+        "plan_only": True,
+        "chunks": CHUNKS,
+    }
+    for chunks in ((6, 32, 32), data.shape):
+        zarr.create_array(tmp_path / f"{chunks[1]}.zarr", data=data, chunks=chunks)
+    small = stream_reconstruct(
+        tmp_path / "32.zarr", tmp_path / "v.zarr", memory="80MiB", **options
+    ).planned
+    assert small.prediction.memory <= 80 * 2**20
+    with pytest.raises(InputError, match=r"^memory: .* 22 MiB of it to read a chunk of the"):
+        stream_reconstruct(tmp_path / "400.zarr", tmp_path / "v.zarr", memory="80MiB", **options)
+    large = stream_reconstruct(
+        tmp_path / "400.zarr", tmp_path / "v.zarr", memory="100MiB", **options
+    ).planned
+    assert large.prediction.memory <= 100 * 2**20
+    whole = reading_bytes(large.stack) - reading_bytes(small.stack)
+    assert large.prediction.memory - small.prediction.memory >= whole > 20 * 2**20
+    assert large.keep <= 100 * 2**20 - whole
+
+
+def test_coarser_resolutions_are_in_the_prediction(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = stream(folder, tmp_path / "v.zarr", plan_only=True).planned
+    assert plain.prediction.memory > 64 * 2**20 + coarsening_bytes(plain.layout)
+    monkeypatch.setattr(streaming_plan, "coarsening_bytes", lambda layout: 2**30)
+    large = stream(folder, tmp_path / "v.zarr", plan_only=True).planned
+    assert large.prediction.memory == 2**30 + 64 * 2**20
 
 
 def test_integers_with_a_stated_scale(folder: Path, tmp_path: Path) -> None:
@@ -175,12 +208,29 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
 
     with pytest.raises(Cancelled):
         stream(folder, tmp_path / "v.zarr", callback=after_one)
-    with pytest.raises(InputError, match="^resume: .* got one with seed 0 instead of 1"):
-        stream(folder, tmp_path / "v.zarr", seed=1)
+    small = load_denoiser(folder / "network.safetensors")
+    with torch.no_grad():
+        next(small.parameters()).mul_(1.5)
+    save_denoiser(tmp_path / "other.safetensors", small)
+    for options, words in (
+        ({"seed": 1}, "seed 0 when it was begun, 1 now"),
+        ({"seed": 1, "gamma": 0.25}, "gamma 0.1 when it was begun, 0.25 now; seed 0 when"),
+        ({"axial_blur": 2.0}, "axial blur not given when it was begun, 2.0 now"),
+        ({"adapt": True}, "adapt off when it was begun, on now; adapt steps 0 when"),
+        ({"dtype": "uint16"}, "dtype float32 when it was begun, uint16 now"),
+        ({"chunks": (6, 4, 8)}, r"chunks \[6, 8, 8\] when it was begun, \[6, 4, 8\] now"),
+        ({"denoiser": tmp_path / "other.safetensors"}, "other weights than the run was begun with"),
+    ):
+        with pytest.raises(InputError, match=f"^resume: .*--fresh, resume=False.* got {words}"):
+            stream(folder, tmp_path / "v.zarr", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming_plan, "version_of", lambda name: "9.9")
+        with pytest.raises(InputError, match=r" got version \S+ when it was begun, 9.9 now$"):
+            stream(folder, tmp_path / "v.zarr")
     chunk = next(file for file in (folder / "p.ome.zarr").rglob("c/**/*") if file.is_file())
     before = chunk.stat().st_mtime_ns
     os.utime(chunk, ns=(0, 0))
-    with pytest.raises(InputError, match="^resume: .* got one with input"):
+    with pytest.raises(InputError, match="^resume: .* got the stack changed since the run was"):
         stream(folder, tmp_path / "v.zarr")
     os.utime(chunk, ns=(before, before))
     assert stream(folder, tmp_path / "v.zarr").resumed == 1
@@ -190,18 +240,42 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
         stream(folder, tmp_path / "v.zarr", seed=1)
 
 
+def test_the_stack_is_no_output(folder: Path, tmp_path: Path) -> None:
+    """Not itself, nor through a link, nor what lies in it or around it; nothing is touched."""
+    source = shutil.copytree(folder / "p.ome.zarr", tmp_path / "p.ome.zarr")
+    (tmp_path / "link.zarr").symlink_to(source)
+    around = tmp_path / "all.zarr"
+    shutil.copytree(source, around / "p.zarr")
+    zarr.open_group(around, mode="a")
+    before = {path: path.lstat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    for stack, output in (
+        (source, source),
+        (source, tmp_path / "link.zarr"),
+        (tmp_path / "link.zarr", source),
+        (source, source / "v.zarr"),
+        (around / "p.zarr", around),
+    ):
+        for options in ({}, {"resume": False}, {"shard": "1/2"}):
+            with pytest.raises(
+                InputError, match="^output: expected a place outside the input"
+            ) as no:
+                stream_reconstruct(stack, output, overwrite=True, **options)  # type: ignore[arg-type]
+            assert "\n" not in str(no.value)
+        with pytest.raises(InputError, match="^output: expected a place outside the input"):
+            simulate_stored(stack, output, step_length=2, overwrite=True)
+    assert {path: path.lstat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+
+
 def test_a_stack_that_changes_during_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
     """A chunk that is gone would be read as zeros, and none of it be noticed."""
-    with pytest.raises(InputError, match="^output: expected a place outside the stack"):
-        stream(folder, folder / "p.ome.zarr" / "v.zarr", memory="1GiB")
     for name in ("p.ome.zarr", "network.safetensors"):
         copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
         copy(folder / name, tmp_path / name)
     chunk = next(file for file in (tmp_path / "p.ome.zarr").rglob("c/**/*") if file.is_file())
 
     def vanishing(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
-        for number in tiles:
-            yield run_tile(job, number)
+        for receipt in run_tiles(job, tiles):
+            yield receipt
             chunk.unlink(missing_ok=True)
 
     with pytest.raises(InputError, match="^projections: .* whose files changed") as caught:
@@ -260,7 +334,7 @@ KILLED = """
             torch.set_num_threads(1)
             stream_reconstruct(
                 folder / "p.ome.zarr", output, denoiser=folder / "network.safetensors",
-                adapt=False, chunks=(6, 8, 8), memory="64.5MiB",
+                adapt=False, chunks=(6, 8, 8), memory="64.6MiB",
             )
             os._exit(0)
         time.sleep(rng.uniform(0, longest))
@@ -309,11 +383,11 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
     """The job is small, and a copy of it that was sent away computes and writes the same bits."""
     code = """
         import pickle, sys, torch
-        from microdiffusion_fast.streaming_tiles import run_tile
+        from microdiffusion_fast.streaming_tiles import run_tiles
 
         torch.set_num_threads(1)
         job, numbers = pickle.loads(sys.stdin.buffer.read())
-        receipts = [run_tile(job, number) for number in numbers]
+        receipts = list(run_tiles(job, numbers))
         sys.stdout.buffer.write(pickle.dumps((receipts, job.missing())))
     """
 
@@ -328,8 +402,7 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
         receipts, missing = pickle.loads(result.stdout)
         assert missing == tiles[:-1] == job.missing()
         yield from receipts
-        for number in tiles[:-1]:
-            yield run_tile(job, number)
+        yield from run_tiles(job, tiles[:-1])
 
     one = stream(folder, tmp_path / "v.zarr")
     two = stream(folder, tmp_path / "w.zarr", runner=scattered)
@@ -339,7 +412,7 @@ def test_a_tile_can_be_done_by_any_process(folder: Path, tmp_path: Path) -> None
 
 def test_a_tile_that_no_runner_did_is_missed(folder: Path, tmp_path: Path) -> None:
     def lazy(job: TileJob, tiles: Sequence[int]) -> Iterator[TileReceipt]:
-        yield from (run_tile(job, number) for number in tiles[1:])
+        yield from run_tiles(job, tiles[1:])
 
     with pytest.raises(InputError, match="^output: expected all .* shards"):
         stream(folder, tmp_path / "v.zarr", runner=lazy)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.small_network import random_network
 from microdiffusion_fast import streaming_tiles
-from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, save_denoiser
+from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.projections import Projections
@@ -26,12 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     images = 1000 * torch.rand((6, 28, 24), generator=generator)
     Projections(images, step_length=4).save(folder / "p.zarr")
-    narrow = DenoiserConfig((8, 8, 8), quarter_blocks=2, head_width=8, head_blocks=3, embedding=16)
-    denoiser = Denoiser(narrow)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
-    save_denoiser(folder / "network.safetensors", denoiser)
+    save_denoiser(folder / "network.safetensors", random_network(generator))
     return folder
 
 
@@ -42,7 +38,7 @@ def stream(folder: Path, output: Path, **options: Any) -> np.ndarray:
         denoiser=folder / "network.safetensors",
         adapt=False,
         chunks=(6, 8, 8),
-        memory="64.5MiB",
+        memory="64.6MiB",
         **options,
     )
     return read_volume(output).data

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.small_network import random_network
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from microdiffusion_fast.estimate import mean_and_deviation, run_chains
 from microdiffusion_fast.forward_model import AxialProjection
@@ -26,13 +27,7 @@ TOLERANCE = 1e-5  # of the intensity range
 
 def randomised(config: DenoiserConfig = NARROW) -> Denoiser:
     """A network none of whose layers is zero, large enough that the rim of its field shows."""
-    denoiser = Denoiser(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
-            parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    return denoiser.eval()
+    return random_network(torch.Generator().manual_seed(0), config, gain=1.5).eval()
 
 
 def stack_of(operator: AxialProjection, height: int, width: int, seed: int) -> Tensor:

@@ -34,6 +34,7 @@ FOOTPRINT = Footprint(
     head=1000,
     state=24,
     core=4,
+    chunk=0,
     encode_work=300_000,
     head_work=260_000,
 )
