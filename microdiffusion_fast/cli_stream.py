@@ -149,7 +149,7 @@ def reconstruct_stored(
         sampler=sampler or SAMPLER,
         gamma=GAMMA if gamma is None else gamma,
         guidance=guidance or 0.0,
-        consistency=consistency or "hard",
+        consistency=consistency,
         adapt=adapt is not False,
         adapt_steps=adapt_steps,
         axial_blur=axial_blur,

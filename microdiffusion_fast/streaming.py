@@ -64,7 +64,7 @@ def stream_reconstruct(
     sampler: Literal["ddim", "ddpm", "dpm++"] = SAMPLER,
     gamma: float = GAMMA,
     guidance: float = 0.0,
-    consistency: Literal["hard", "soft", "off"] = "hard",
+    consistency: Literal["hard", "soft", "off"] | None = None,
     adapt: bool = True,
     adapt_steps: int | None = None,
     axial_blur: float | None = None,

@@ -30,8 +30,7 @@ def measured_rate(run: StreamRun) -> float:
     operator = AxialProjection(
         seen.stride + seen.step_length, seen.step_length, stride=seen.stride, weights=seen.weights
     )
-    soft = 0.0 if run.choices.consistency == "soft" else None
-    ready = Prepared(run.network.to(place), 0.0, 1.0, 0.0, soft, {}, 0)
+    ready = Prepared.draft(run.network.to(place))
     recipe = run.choices.recipe(ready, operator, (SIDE, SIDE))
     whole = (operator.depth, SIDE, SIDE)
     plan = plan_tiles(whole, recipe.windows, recipe.reach, shards=whole, core=whole)

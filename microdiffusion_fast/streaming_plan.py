@@ -83,7 +83,7 @@ class StreamRun:
                     self.geometry,
                     self.network,
                     axial_blur=self.parameters["axial_blur"],
-                    soft=self.choices.consistency == "soft",
+                    consistency=self.choices.consistency,
                     train=self.parameters["adapt"],
                     options=self.training,
                     seed=self.choices.seed,
@@ -137,7 +137,12 @@ class StreamRun:
             unit="shard",
         ) as bar:
             coarsen(store.shards, bar.advance)
-        found = {"axial_blur": ready.axial_blur, "intensity_range": [ready.low, ready.high]}
+        found = {
+            "axial_blur": ready.axial_blur,
+            "intensity_range": [ready.low, ready.high],
+            "consistency": ready.consistency,
+            "noise_to_signal": ready.noise_to_signal,
+        }
         parameters = self.parameters | found
         if self.layout.dtype == "uint16":
             parameters["clipped"] = store.shards.clipped()
@@ -177,7 +182,7 @@ def plan_stream(
     sampler: Literal["ddim", "ddpm", "dpm++"],
     gamma: float,
     guidance: float,
-    consistency: Literal["hard", "soft", "off"],
+    consistency: Literal["hard", "soft", "off"] | None,
     adapt: bool,
     adapt_steps: int | None,
     axial_blur: float | None,
@@ -239,10 +244,7 @@ def plan_stream(
         "version": version_of("microdiffusion-fast"),
     }
     # a budget that is too small shows before anything is computed or written
-    soft = 0.0 if consistency == "soft" else None
-    draft = choices.recipe(
-        Prepared(network, 0.0, 1.0, 0.0, soft, {}, 0), geometry.operator, stack.shape[1:]
-    )
+    draft = choices.recipe(Prepared.draft(network), geometry.operator, stack.shape[1:])
     itemsize = stack.dtype.itemsize
     footprint = draft.footprint(itemsize, cell_of(stack)[0], chunk=reading_bytes(stack))
     plan = fit_tiles(

@@ -12,14 +12,15 @@ import torch
 
 from .adaptation import AdaptOptions
 from .adaptation import adapt as adapt_to
+from .adaptation_check import noise_to_error, usual_consistency
 from .denoiser import Denoiser, load_denoiser, save_denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
 from .io_common import Image, load_json
 from .io_scaled import Scaling
-from .preset import noise_to_signal
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
+from .schedule import Consistency
 from .store_shards import write_json
 from .store_source import StoredStack
 from .tile_survey import survey
@@ -74,9 +75,15 @@ class Prepared:
     low: float
     high: float
     axial_blur: float
+    consistency: Consistency
     noise_to_signal: float | None
     evidence: dict[str, Any]
     pixels: int
+
+    @classmethod
+    def draft(cls, denoiser: Denoiser) -> Prepared:
+        """What stands in for it in a plan, whose costs do not depend on what is found out."""
+        return cls(denoiser, 0.0, 1.0, 0.0, "hard", None, {}, 0)
 
     def scaling(self, step_length: int) -> Scaling:
         """Of 16-bit integers that hold a volume with these projections.
@@ -120,7 +127,7 @@ def prepare(
     network: Denoiser,
     *,
     axial_blur: float | None,
-    soft: bool,
+    consistency: Consistency | None,
     train: bool,
     options: AdaptOptions,
     seed: int,
@@ -150,12 +157,17 @@ def prepare(
         progress=progress,
         callback=callback,
     )
+    kind = consistency or usual_consistency(images)
+    ratio = None
+    if kind == "soft":
+        ratio = noise_to_error(network, images, operator, adapted.axial_blur)
     return Prepared(
         adapted.denoiser,
         found.low,
         found.high,
         adapted.axial_blur,
-        noise_to_signal(images, operator) if soft else None,
+        kind,
+        ratio,
         {"accepted": adapted.accepted, **adapted.evidence},
         found.pixels,
     )

@@ -24,7 +24,7 @@ from .device import resolve_device
 from .errors import InputError
 from .forward_model import AxialProjection
 from .preset_fast import MEAN_STEPS
-from .schedule import SamplingPlan, make_plan
+from .schedule import Consistency, SamplingPlan, make_plan
 from .store_layout import Layout
 from .store_reader import TileReader
 from .store_shards import ShardWriter
@@ -43,7 +43,7 @@ class Choices:
     sampler: Literal["ddim", "ddpm", "dpm++"]
     gamma: float
     guidance: float
-    consistency: Literal["hard", "soft", "off"]
+    consistency: Consistency | None
     seed: int
 
     def recipe(
@@ -56,22 +56,22 @@ class Choices:
             operator=operator,
             shape=(operator.depth, *size),
             intensity=(ready.low, ready.high),
-            chain=self._plan(steps, ready.noise_to_signal),
+            chain=self._plan(steps, ready),
             chains=1,
             mean=None,
             axial_blur=ready.axial_blur,
-            hard=self.consistency == "hard",
+            hard=ready.consistency == "hard",
             seed=self.seed,
         )
 
-    def _plan(self, length: int, ratio: float | None) -> SamplingPlan:
+    def _plan(self, length: int, ready: Prepared) -> SamplingPlan:
         return make_plan(
             length,
             sampler=self.sampler,
             gamma=self.gamma,
             guidance=self.guidance,
-            consistency=self.consistency,
-            noise_to_signal=ratio,
+            consistency=ready.consistency,
+            noise_to_signal=ready.noise_to_signal,
             spacing="snr" if self.sampler == "dpm++" else "time",
         )
 

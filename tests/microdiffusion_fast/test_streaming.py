@@ -74,25 +74,31 @@ def digest(store: Path) -> str:
     return found.hexdigest()
 
 
-@pytest.mark.parametrize("steps", [None, 2])
-def test_the_result_is_that_in_memory(folder: Path, tmp_path: Path, steps: int | None) -> None:
+@pytest.mark.parametrize(("steps", "consistency"), [(None, None), (None, "hard"), (2, "hard")])
+def test_the_result_is_that_in_memory(
+    folder: Path, tmp_path: Path, steps: int | None, consistency: Any
+) -> None:
     memory = SMALL if steps is None else "64.86MiB"
-    done = stream(folder, tmp_path / "v.ome.zarr", steps=steps, memory=memory)
+    options: dict[str, Any] = {"steps": steps, "consistency": consistency}
+    done = stream(folder, tmp_path / "v.ome.zarr", memory=memory, **options)
     assert done.tiles > 2
     stack = Projections.from_any(folder / "p.ome.zarr")
-    operator = stack.operator
+    prior = stack.operator.interpolate(stack.images)
+    if consistency == "hard":
+        prior = stack.operator.consistent(prior, stack.images)
     expected = reconstruct(
-        stack,
-        steps=steps,
-        adapt=False,
-        denoiser=folder / "network.safetensors",
-        prior=operator.consistent(operator.interpolate(stack.images), stack.images),
+        stack, **options, adapt=False, denoiser=folder / "network.safetensors", prior=prior
     )
     low, high = expected.parameters["intensity_range"]
     image = read_volume(tmp_path / "v.ome.zarr")
     assert np.abs(image.data - expected.volume).max() <= 1e-5 * (high - low)
     assert image.voxel_size == (0.6, 0.5, 0.5)
-    assert image.extra["parameters"]["intensity_range"] == [low, high]
+    stated = image.extra["parameters"]
+    assert stated["intensity_range"] == [low, high]
+    # the volume is random: its projections look like noise, which decides where nothing is asked
+    assert stated["consistency"] == (consistency or "soft")
+    assert stated["consistency"] == expected.parameters["consistency"]
+    assert stated["noise_to_signal"] == expected.parameters["noise_to_signal"]
     assert verify(tmp_path / "v.ome.zarr").ok
 
 
@@ -312,7 +318,7 @@ def test_nan_is_said_with_its_tile_and_not_written(folder: Path, tmp_path: Path)
 
 
 def test_no_room_for_the_weights_is_one_clear_line(tmp_path: Path) -> None:
-    ready = Prepared(Denoiser(), 0.0, 1.0, 1.5, None, {}, 0)
+    ready = Prepared(Denoiser(), 0.0, 1.0, 1.5, "hard", None, {}, 0)
     with pytest.raises(InputError, match="^output: expected a place that can be written"):
         ready.save(tmp_path / "nowhere")
 
