@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io_decoded import decoded_size
@@ -55,18 +56,23 @@ def check_directories(path: Path) -> None:
             at = struct.unpack(order + link, file.read(struct.calcsize(order + link)))[0]
 
 
-def check_segments(tif: TiffFile, path: Path) -> None:
+def check_segments(tif: TiffFile, path: Path, *, pages: Iterable[Any] | None = None) -> None:
     """Refuse strips and tiles that decode to far more than they should.
 
     imagecodecs, where it is installed, stops by itself; the standard library does not, so large
     segments are decoded once in pieces before they are decoded for good.
+
+    Args:
+        tif: the open file.
+        path: its path.
+        pages: of its first series, to look at; None is all.
 
     Raises:
         InputError: naming `path`.
     """
     if importlib.util.find_spec("imagecodecs") is not None:
         return
-    for page in tif.series[0].pages:
+    for page in tif.series[0].pages if pages is None else pages:
         codec = _CODECS.get(int(page.compression)) if page is not None else None
         if page is None or codec is None or page.dtype is None:
             continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,8 @@ def read_zarr(path: Path, *, max_bytes: int, allow_missing_chunks: bool) -> Imag
         _check_array(array, path, max_bytes)
         if not allow_missing_chunks:
             _refuse_missing(array, folder)
-        check_chunks(
-            array, folder, (file for _, file in chunk_files(array, folder) if file.is_file())
-        )
+        files = (file for _, file in chunk_files(array, folder) if file.is_file())
+        check_chunks(array, folder, files)
         letters = _letters(array, axes, folder)
         kept = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "ZYX"]
         shape = [array.shape[i] for i in kept]
@@ -237,16 +236,37 @@ def _refuse_missing(array: zarr.Array[Any], folder: Path) -> None:
     # Zarr returns the fill value for a file that is gone, without a word.
     for key, file in chunk_files(array, folder):
         if not file.is_file():
-            count = sum(1 for _ in chunk_files(array, folder))
+            count = math.prod(grid_of(array))
             raise InputError(
                 "path", f"all {count:,} chunks of the store", f"no chunk {key} in {folder}"
             )
 
 
+def grid_of(array: zarr.Array[Any]) -> list[int]:
+    """How many chunks, or shards, lie along each axis."""
+    stored = array.shards or array.chunks
+    return [-(-n // size) for n, size in zip(array.shape, stored, strict=True)]
+
+
 def chunk_files(array: zarr.Array[Any], folder: Path) -> Iterator[tuple[str, Path]]:
     """The keys and files of all chunks, or of all shards."""
-    stored = array.shards or array.chunks
-    grid = [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
-    for index in np.ndindex(*grid):
+    for index in np.ndindex(*grid_of(array)):
         key = array.metadata.encode_chunk_key(index)
         yield key, folder / key
+
+
+def chunks_of(
+    array: zarr.Array[Any], folder: Path, selection: Sequence[int | slice]
+) -> Iterator[tuple[int, Path]]:
+    """The chunks, or the shards, that a selection with a start and an end meets: their numbers in
+    the order of `chunk_files`, and their files."""
+    stored = array.shards or array.chunks
+    ranges = [
+        range(part // size, part // size + 1)
+        if isinstance(part, int)
+        else range(part.start // size, -(-part.stop // size))
+        for part, size in zip(selection, stored, strict=True)
+    ]
+    for index in product(*ranges):
+        number = int(np.ravel_multi_index(index, grid_of(array)))
+        yield number, folder / array.metadata.encode_chunk_key(index)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -34,6 +34,19 @@ def check_chunks(array: zarr.Array[Any], folder: Path, files: Iterator[Path]) ->
     Raises:
         InputError: naming `path`.
     """
+    check = chunk_check(array, folder)
+    for path in files:
+        check(path)
+
+
+def chunk_check(array: zarr.Array[Any], folder: Path) -> Callable[[Path], None]:
+    """What `check_chunks` does: the codecs now, and a function for one file at a time.
+
+    That takes no more memory than one chunk: shards may be larger.
+
+    Raises:
+        InputError: naming `path`.
+    """
     names = list(_codecs(array.metadata.to_dict()))
     inner = array.chunks
     shards = array.shards is not None
@@ -46,17 +59,19 @@ def check_chunks(array: zarr.Array[Any], folder: Path, files: Iterator[Path]) ->
     chunk = math.prod(inner) * array.dtype.itemsize
     limit = 2 * chunk + _SLACK
     per_shard = math.prod(s // c for s, c in zip(array.shards or inner, inner, strict=True))
-    for path in files:
-        if path.stat().st_size > per_shard * (limit + 16) + 4:
-            raise InputError(
-                "path", f"chunks of about {chunk:,} bytes", f"{path.stat().st_size:,} in {path}"
-            )
+
+    def check(path: Path) -> None:
+        size = path.stat().st_size
+        if size > per_shard * (limit + 16) + 4:
+            raise InputError("path", f"chunks of about {chunk:,} bytes", f"{size:,} in {path}")
         if not compressors:
-            continue
-        content = memoryview(path.read_bytes())
+            return
         try:
-            parts = _shard(content, array, per_shard) if shards else (content,)
-            decoded = max((decoded_size(codec, part, limit) for part in parts), default=0)
+            with path.open("rb") as file:
+                parts = _shard(file, size, array, per_shard, limit) if shards else (file.read(),)
+                decoded = max(
+                    (decoded_size(codec, memoryview(part), limit) for part in parts), default=0
+                )
         except (ValueError, IndexError) as error:
             raise InputError("path", "a complete Zarr store", f"{path} ({error})") from error
         if decoded > limit:
@@ -65,6 +80,8 @@ def check_chunks(array: zarr.Array[Any], folder: Path, files: Iterator[Path]) ->
                 f"chunks of {chunk:,} bytes",
                 f"{path}, which decodes to {decoded:,} bytes or more",
             )
+
+    return check
 
 
 def _codecs(node: Any) -> Iterator[str]:
@@ -80,23 +97,32 @@ def _codecs(node: Any) -> Iterator[str]:
                 yield "a compressed index of shards"
 
 
-def _shard(content: memoryview, array: Any, chunks: int) -> Iterator[memoryview]:
-    """The compressed chunks in a shard, by its index at either end."""
+def _shard(file: BinaryIO, stored: int, array: Any, chunks: int, longest: int) -> Iterator[bytes]:
+    """The compressed chunks in a shard of `stored` bytes, one by one, by its index at either end.
+
+    Raises:
+        ValueError: it has no index, or a chunk in it is longer than chunks are.
+    """
     sharding = next(
         codec for codec in array.metadata.to_dict()["codecs"] if codec["name"] == "sharding_indexed"
     )["configuration"]
     checked = any(codec["name"] == "crc32c" for codec in sharding["index_codecs"])
     length = 16 * chunks + 4 * checked
-    at_end = sharding.get("index_location", "end") == "end"
-    raw = content[-length:] if at_end else content[:length]
-    if len(content) < length:
+    if stored < length:
         raise ValueError("a shard without an index")
+    at_end = sharding.get("index_location", "end") == "end"
+    file.seek(stored - length if at_end else 0)
+    raw = file.read(16 * chunks)
     order = next(
         (c.get("configuration") or {}).get("endian", "little")
         for c in sharding["index_codecs"]
         if c["name"] == "bytes"
     )
-    index = np.frombuffer(raw[: 16 * chunks], "<u8" if order == "little" else ">u8")
+    index = np.frombuffer(raw, "<u8" if order == "little" else ">u8")
     for offset, size in index.reshape(-1, 2).tolist():
-        if offset != _MISSING:
-            yield content[offset : offset + size]
+        if offset == _MISSING:
+            continue
+        if size > longest:
+            raise ValueError(f"a chunk of {size:,} bytes in a shard of {stored:,}")
+        file.seek(min(offset, stored))
+        yield file.read(size)

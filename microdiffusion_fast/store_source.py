@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from .io_common import (
 )
 from .io_output import is_zarr
 from .io_scaled import Scaling, without_scaling
+from .io_tiff_bounds import check_directories, check_segments
+from .io_zarr_bounds import chunk_check
 from .tiling_windows import Box
 
 _ANY_SIZE = sys.maxsize  # nothing is allocated at the size of the file
@@ -62,6 +65,8 @@ class StoredStack:
         """
         try:
             data = np.ascontiguousarray(self.load(box), dtype=self.dtype.newbyteorder("="))
+        except InputError:
+            raise
         except Exception as error:  # corruption shows in a codec or a checksum
             got = f"{self.path} ({error or type(error).__name__})"
             raise InputError("path", "a complete file or store", got) from error
@@ -121,16 +126,23 @@ def _open_zarr(path: Path) -> StoredStack:
         shape = tuple(array.shape[i] for i in kept)
         check_volume_shape(shape, "".join(letters[i] for i in kept), path)
         io_zarr._refuse_missing(array, folder)
+        check = chunk_check(array, folder)
     except InputError:
         raise
     except Exception as error:
         got = f"{path} ({error or type(error).__name__})"
         raise InputError("path", "a complete Zarr store", got) from error
 
+    checked = bytearray(math.prod(io_zarr.grid_of(array)))
+
     def stored(box: Box) -> NDArray[Any]:
         selection: list[int | slice] = [0] * array.ndim
         for axis, part in zip(kept, box.slices, strict=True):
             selection[axis] = part
+        for number, file in io_zarr.chunks_of(array, folder, selection):
+            if not checked[number] and file.is_file():  # when it is first read: all takes long
+                check(file)
+                checked[number] = True
         return np.asarray(array[tuple(selection)])
 
     extra = parse_extra(attributes.get(NAMESPACE))
@@ -175,6 +187,7 @@ def _open_tiff(path: Path) -> StoredStack:
     import tifffile
 
     try:
+        check_directories(path)
         with io_tiff._warnings() as warnings:
             tif = tifffile.TiffFile(path, _multifile=False)
             ome = io_tiff._check_ome(tif, path)
@@ -213,8 +226,18 @@ def _tiff_loader(
     array = zarr.open_array(series.aszarr(), mode="r")
     if array.shape != shape:
         raise InputError("path", f"{shape} voxels", f"{array.shape} in {path}")
+    checked: set[int] = set()
+
+    def load(box: Box) -> NDArray[Any]:
+        # when they are first read: those of all pages would take long
+        pages = set(range(box.z.start, box.z.stop) if len(series.pages) == shape[0] else (0,))
+        new = sorted(pages - checked)
+        check_segments(tif, path, pages=(series.pages[number] for number in new))
+        checked.update(new)
+        return np.asarray(array[box.slices])
+
     z, y, x = array.chunks
-    return lambda box: np.asarray(array[box.slices]), (z, y, x)
+    return load, (z, y, x)
 
 
 def _mapped(

@@ -74,10 +74,7 @@ def verify(
     try:
         arrays = [io_zarr.open_array(folder) for folder in folders]
         sizes = [array.shards or array.chunks for array in arrays]
-        grids = [
-            [-(-n // c) for n, c in zip(array.shape, stored, strict=True)]
-            for array, stored in zip(arrays, sizes, strict=True)
-        ]
+        grids = [io_zarr.grid_of(array) for array in arrays]
     except Exception as error:
         got = f"{source} ({error or type(error).__name__})"
         raise InputError("path", "a Zarr store with a readable description", got) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import tifffile
 import zarr
 
+from microdiffusion_fast import store_source
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
+from microdiffusion_fast.io_zarr_bounds import chunk_check
 from microdiffusion_fast.store_source import open_stack
 from microdiffusion_fast.tiling_windows import Box, Span
 
@@ -118,6 +121,48 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, fault: str) -> None:
         open_stack(tmp_path / name)
     assert caught.value.argument == "path"
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_tiff_claims_of_itself_is_looked_at(tmp_path: Path) -> None:
+    """A directory that links to itself, as `read_volume` refuses it."""
+    path = write_volume(tmp_path / "p.tif", DATA)
+    with tifffile.TiffFile(path) as tif:
+        first = tif.pages.first.offset
+        count = len(tif.pages.first.tags)
+    content = bytearray(path.read_bytes())
+    link = first + 2 + 12 * count
+    content[link : link + 4] = first.to_bytes(4, "little")
+    path.write_bytes(content)
+    for read in (read_volume, open_stack):
+        with pytest.raises(InputError, match="directories are whole"):
+            read(path)  # type: ignore[operator]
+
+
+def test_chunks_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a block meets, before they are decoded; of a sharded store the shards."""
+    seen: list[str] = []
+
+    def watched(array: Any, folder: Path) -> Any:
+        check = chunk_check(array, folder)
+
+        def once(path: Path) -> None:
+            seen.append(str(path.relative_to(folder)))
+            check(path)
+
+        return once
+
+    monkeypatch.setattr(store_source, "chunk_check", watched)
+    for name, shards, expected in (
+        ("a.zarr", None, product((0, 1), (0, 1, 2), (1, 2, 3, 4))),
+        ("b.zarr", (4, 16, 16), product((0, 1), (0, 1), (0, 1, 2))),
+    ):
+        seen.clear()
+        zarr.create_array(tmp_path / name, data=DATA, chunks=(4, 8, 8), shards=shards)
+        stack = open_stack(tmp_path / name)
+        assert not seen
+        for _ in range(2):
+            np.testing.assert_array_equal(stack.read(BOX), DATA[BOX.slices])
+        assert sorted(seen) == [f"c/{z}/{y}/{x}" for z, y, x in expected]
 
 
 def test_faults_that_show_when_read(tmp_path: Path) -> None:
