@@ -219,7 +219,9 @@ def adapt(
     blurs = BLURS if axial_blur is None else (blur,)
     volume = operator.consistent(operator.interpolate(projections), projections)
     sources = lateral_sources(volume, voxel_size)
-    obstacle = _obstacle(sources, operator, estimate_noise(projections))
+    # a number of steps is an order: then they are trained whatever the noise
+    noise = estimate_noise(projections) if options.steps is None else 0.0
+    obstacle = _obstacle(sources, operator, noise)
     if obstacle:
         return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)

@@ -109,6 +109,8 @@ def noise_to_error(
     guess = posterior_mean(denoiser, seen, operator, axial_blur=blur)
     differs = float((seen - operator(guess)).abs().median() / 0.6745) ** 2
     noise = estimate_noise(projections) ** 2
+    if not math.isfinite(differs):
+        return 0.0  # the guess is worth nothing
     return noise / max(differs - noise, 1e-3 * differs, 1e-12)
 
 
