@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 from bench.machine import describe
 from microdiffusion_fast import metrics
 from microdiffusion_fast.demo import baselines, blur_axially, score
+from microdiffusion_fast.denoiser import load_denoiser
 from microdiffusion_fast.io import read_volume
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.reconstruct import reconstruct
 from microdiffusion_fast.simulate import Noise, simulate_projections, simulate_volume
+from microdiffusion_fast.tensor_files import digest
 from microdiffusion_fast.training import VALIDATION_SEED
 
 Volume = NDArray[np.float32]
@@ -49,14 +52,15 @@ class Case:
 
 
 PLAIN = Case("default")
+STEPS = (2, 4, 8, 10, 12)
 RECORDED = (
     PLAIN,
     Case("blurred along z", blur=BLUR),
     Case("50 photons", acquisition={"step_length": 6, "noise": Noise(photons=50)}),
     Case(
-        "50 photons, soft",
+        "50 photons, hard",
         acquisition={"step_length": 6, "noise": Noise(photons=50)},
-        options={"consistency": "soft"},
+        options={"consistency": "hard"},
     ),
     Case("overlapping", acquisition={"step_length": 6, "stride": 3}),
     Case("gaps", acquisition={"step_length": 6, "stride": 8}),
@@ -64,6 +68,7 @@ RECORDED = (
     Case("without the check", options={"adapt": False}),
     Case("consistency off", options={"consistency": "off"}),
     Case("a sample of 4 steps", options={"estimate": "sample"}),
+    *(Case(f"step length {length}", acquisition={"step_length": length}) for length in STEPS),
 )
 
 
@@ -74,9 +79,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--simulated", type=int, default=2, help="volumes of each kind")
     asked = parser.parse_args()
-    found: dict[str, Any] = {**describe(), "rows": {}}
+    weights = digest(load_denoiser().state_dict())
+    found: dict[str, Any] = {**describe(), "weights": weights, "rows": {}}
     if asked.output.exists():
-        found = json.loads(asked.output.read_text())
+        begun = json.loads(asked.output.read_text())
+        if begun.get("weights") != weights:
+            sys.exit(f"{asked.output} has rows of other weights; take another file")
+        found = begun
     for name, truth, cases in volumes(asked.volumes, asked.simulated):
         for case in cases:
             if f"{name}: {case.name}" in found["rows"]:
