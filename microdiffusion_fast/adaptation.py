@@ -171,7 +171,7 @@ def lateral_sources(volume: Tensor, voxel_size: tuple[float, float, float] | Non
 def _obstacle(sources: Sequence[Source], operator: AxialProjection, noise: float) -> str | None:
     """Why this stack can neither judge nor teach, or None."""
     if noise >= NOISY:
-        return f"noise of {100 * noise:.1f} % of the intensity range would be taken for structure"
+        return f"would take noise of {100 * noise:.1f} % of the intensity range for structure"
     if operator.count < 4:
         return f"needs 4 projections for the check, the stack has {operator.count}"
     needed = 2 * (operator.step_length + operator.stride)

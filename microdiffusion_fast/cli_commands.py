@@ -285,6 +285,7 @@ def reconstruct(
     exact = result.parameters.get("exact")
     if exact:
         print(summary.exact_line(exact))
+    summary.print_noise(result.parameters)
     if result.adaptation:
         print(summary.adaptation_line(result.adaptation, asked=adapt is not False))
     z, y, x = result.volume.shape

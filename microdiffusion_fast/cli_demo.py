@@ -76,6 +76,7 @@ def demo(
     exact = result.metrics["parameters"].get("exact")
     if exact:
         print(summary.exact_line(exact))
+    summary.print_noise(result.metrics["parameters"])
     if result.metrics["adaptation"]:
         print(summary.adaptation_line(result.metrics["adaptation"], asked=adapt is not False))
     seconds = format_seconds(result.metrics["seconds"]["total"])

@@ -192,6 +192,7 @@ def reconstruct_stored(
         return
     if quiet:
         return
+    summary.print_noise(done.parameters)
     if done.adaptation:
         print(summary.adaptation_line(done.adaptation, asked=adapt is not False))
     z, y, x = done.planned.plan.shape

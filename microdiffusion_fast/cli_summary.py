@@ -79,6 +79,18 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
     return "; ".join(parts)
 
 
+def print_noise(parameters: Mapping[str, Any]) -> None:
+    """Print how far noisy projections were followed; nothing where they were followed exactly.
+
+    Args:
+        parameters: As `Reconstruction.parameters`.
+    """
+    ratio = parameters.get("noise_to_signal")
+    if ratio is not None:
+        weight = 1 / (1 + ratio)
+        print(f"consistency: soft; what the network makes of a projection counts {1 - weight:.0%}")
+
+
 def exact_line(exact: Mapping[str, Any]) -> str:
     """One line on an exact chain: how many steps it took, and what shows that they are enough.
 

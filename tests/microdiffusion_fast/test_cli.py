@@ -18,7 +18,7 @@ import pytest
 import tifffile
 
 from microdiffusion_fast import demo, training
-from microdiffusion_fast.cli_summary import adaptation_line, verdict
+from microdiffusion_fast.cli_summary import adaptation_line, print_noise, verdict
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
 from microdiffusion_fast.progress import ProgressEvent
@@ -430,6 +430,13 @@ def test_the_line_on_the_adaptation() -> None:
     assert adaptation_line(skipped) == (
         "adaptation: skipped, it needs 4 projections; the weights stay as they were"
     )
+
+
+def test_softness_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    print_noise({"consistency": "hard", "noise_to_signal": None})
+    assert not capsys.readouterr().out
+    print_noise({"consistency": "soft", "noise_to_signal": 3.0})
+    assert "soft; what the network makes of a projection counts 75%" in capsys.readouterr().out
 
 
 def test_the_demo_with_the_real_pipeline(real_run: Run, volume: Path, tmp_path: Path) -> None:
