@@ -4,7 +4,7 @@
 
 Stages 1 and 2 are `microdiffusion_fast.training.train` with the settings of the card and the
 smaller `network=DenoiserConfig(quarter_blocks=2, head_blocks=3)`. Every stage goes on where it was
-stopped. About four hours on two cores; the last file is what ships. Stages 3 and 4 ran before
+stopped. About four hours on two cores; `prior` and `noisy` are what ships. Stages 3 to 5 ran before
 training knew unstated blurs, limited peaks and strong noise, so that a repetition gives other bits.
 """
 
@@ -48,10 +48,10 @@ DOUBT = TrainingConfig(
     noisy=0.0,
     only_doubt=True,
 )
-STAGE5 = TrainingConfig(
+STAGE6 = TrainingConfig(
     steps=5000, volumes=500, learning_rate=5e-4, seed=5, pure_noise=0.9, averaging=0.999
 )
-STAGE6 = replace(STAGE5, steps=3300, seed=6)
+STAGE7 = replace(STAGE6, steps=3300, seed=6)
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def main() -> None:
     fourth = stage(asked.folder / "stage4.safetensors", STAGE4, third)
     mean = asked.folder / "mean.safetensors"
     average(asked.stage2, fourth, mean)
-    doubt = stage(asked.folder / "doubt.safetensors", DOUBT, mean)
-    fifth = stage(asked.folder / "stage5.safetensors", STAGE5, doubt)
-    stage(asked.folder / "shipped.safetensors", STAGE6, fifth)
+    prior = stage(asked.folder / "prior.safetensors", DOUBT, mean)
+    sixth = stage(asked.folder / "stage6.safetensors", STAGE6, prior)
+    stage(asked.folder / "noisy.safetensors", STAGE7, sixth)
 
 
 def stage(path: Path, config: TrainingConfig, start: Path, *, ends: int | None = None) -> Path:

@@ -25,18 +25,18 @@ from torch import Tensor
 from .adaptation_check import (
     CHECK_SIDE,
     FULL_TRUST,
-    NOISY,
+    NOISE_LIMIT,
     check_along_z,
     check_laterally,
     coarser,
     liveliest,
+    noise_of,
     trusted,
 )
 from .allocator import keeping
 from .denoiser import ALIGN, Denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
-from .inr import estimate_noise
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
 from .training_data import ASSUMED_BLUR, Acquisition, Source, blur_depth, draw_batch
@@ -170,7 +170,7 @@ def lateral_sources(volume: Tensor, voxel_size: tuple[float, float, float] | Non
 
 def _obstacle(sources: Sequence[Source], operator: AxialProjection, noise: float) -> str | None:
     """Why this stack can neither judge nor teach, or None."""
-    if noise >= NOISY:
+    if noise >= NOISE_LIMIT:
         return f"would take noise of {100 * noise:.1f} % of the intensity range for structure"
     if operator.count < 4:
         return f"needs 4 projections for the check, the stack has {operator.count}"
@@ -220,7 +220,7 @@ def adapt(
     volume = operator.consistent(operator.interpolate(projections), projections)
     sources = lateral_sources(volume, voxel_size)
     # a number of steps is an order: then they are trained whatever the noise
-    noise = estimate_noise(projections) if options.steps is None else 0.0
+    noise = noise_of(projections) if options.steps is None else 0.0
     obstacle = _obstacle(sources, operator, noise)
     if obstacle:
         return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})

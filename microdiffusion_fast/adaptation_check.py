@@ -23,8 +23,11 @@ from .training_data import Source, blur_depth
 WORST = 1e6  # stands for an error that is not a number
 FULL_TRUST = 0.9  # the share of its own change from which a denoiser is followed all the way
 LATERAL_SIDE = 64  # pixels of a mock stack
+LEAST = 0.05  # share of a difference that is held for the error of a guess whatever the noise
 CHECK_SIDE = 96  # pixels of a side that say enough about a stack
-NOISY = 0.01  # noise, of the intensity range, from which it is removed from the projections too
+NOISE_LIMIT = (
+    0.015  # noise, of the intensity range, from which it is removed from the projections too
+)
 
 
 class Check(NamedTuple):
@@ -91,9 +94,14 @@ def check_laterally(
     return _compare((guess - linear)[covered], (mock - linear)[covered])
 
 
+def noise_of(projections: Tensor) -> float:
+    """Standard deviation of the noise of projections [K, Y, X] where something is to be seen."""
+    return estimate_noise(liveliest(projections, CHECK_SIDE))
+
+
 def usual_consistency(projections: Tensor) -> Literal["hard", "soft"]:
     """How closely a volume should agree with projections [K, Y, X]: not with their noise."""
-    return "soft" if estimate_noise(projections) >= NOISY else "hard"
+    return "soft" if noise_of(projections) >= NOISE_LIMIT else "hard"
 
 
 def noise_to_error(
@@ -102,16 +110,17 @@ def noise_to_error(
     """How noisy projections [K, Y, X] are, over how wrong a denoiser's own guess of them is.
 
     As variances, which `noise_to_signal` of soft consistency is for a denoiser: the guess and the
-    projection differ by both, so the second is what the noise does not explain. Medians keep bright
-    structures out, where photons make more noise than is estimated.
+    projection differ by both, so the second is what the noise does not explain, `LEAST` of it all:
+    a guess that follows some of the noise looks better than it is. Medians keep bright structures
+    out, where photons make more noise than is estimated.
     """
     seen = liveliest(projections, CHECK_SIDE)
     guess = posterior_mean(denoiser, seen, operator, axial_blur=blur)
     differs = float((seen - operator(guess)).abs().median() / 0.6745) ** 2
-    noise = estimate_noise(projections) ** 2
+    noise = estimate_noise(seen) ** 2
     if not math.isfinite(differs):
         return 0.0  # the guess is worth nothing
-    return noise / max(differs - noise, 1e-3 * differs, 1e-12)
+    return noise / max(differs - noise, LEAST * differs, 1e-12)
 
 
 def _compare(change: Tensor, wanted: Tensor) -> Check:

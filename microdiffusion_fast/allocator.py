@@ -26,8 +26,10 @@ _asked: list[tuple[int, int]] = []  # by the blocks at work
 def keeping(size: int, count: int = 8) -> Iterator[None]:
     """Within the block freed arrays of up to `size` bytes stay with the process, some `count`.
 
-    They are given back at its end. Blocks may overlap, in other threads too. Nothing happens where
-    arrays are small, where the C library is not glibc, and where the environment sets its limits.
+    They are given back at its end; glibc's limits, which move by themselves before, then stay where
+    they end in a program that frees large arrays. Blocks may overlap, in other threads too. Nothing
+    happens where arrays are small, where the C library is not glibc, and where the environment sets
+    its limits.
     """
     if size <= _SMALL or not _tunable():
         yield
@@ -43,8 +45,10 @@ def _change(how: Callable[[tuple[int, int]], None], block: tuple[int, int]) -> N
     library = ctypes.CDLL(None)
     with _lock:
         how(block)
-        for name, value in zip((_MAP, _TRIM), _thresholds(), strict=True):
-            library.mallopt(name, min(value, 2**31 - 1))  # an int
+        mapped, trimmed = _thresholds()
+        if not library.mallopt(_MAP, mapped):  # before 2.35 glibc takes no more than this
+            library.mallopt(_MAP, _USUAL[0])
+        library.mallopt(_TRIM, min(trimmed, 2**31 - 1))  # an int
         if not _asked:
             library.malloc_trim(0)
 
@@ -54,6 +58,7 @@ def _thresholds() -> tuple[int, int]:
     if not _asked:
         return _USUAL
     mapped = max([_LEAST, *(2 * size for size, _ in _asked)])
+    mapped = min(mapped, 2**30)
     return mapped, max([4 * mapped, *(size * count for size, count in _asked)])
 
 

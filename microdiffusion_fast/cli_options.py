@@ -170,8 +170,8 @@ Guidance = Annotated[
 Consistency = Annotated[
     Literal["hard", "soft", "off"] | None,
     typer.Option(
-        help="How strictly A x = y is kept; default hard, soft where noise is 1 % of the range or "
-        "more, of paper off.",
+        help="How strictly A x = y is kept; default hard, soft where noise is 1.5 % of the range "
+        "or more, of paper off.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -86,7 +86,7 @@ def print_noise(parameters: Mapping[str, Any]) -> None:
         parameters: As `Reconstruction.parameters`.
     """
     ratio = parameters.get("noise_to_signal")
-    if ratio is not None:
+    if ratio is not None and parameters.get("steps") is None:  # in chains the weight falls
         weight = 1 / (1 + ratio)
         print(f"consistency: soft; what the network makes of a projection counts {1 - weight:.0%}")
 

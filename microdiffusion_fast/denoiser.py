@@ -27,6 +27,7 @@ _WIDEST = 1024  # channels or blocks; the shipped network has 128
 ALIGN = 4  # the encoder halves the image twice
 FORMAT = "microdiffusion_fast.denoiser/1"
 SHIPPED = Path(__file__).parent / "weights" / "prior.safetensors"
+NOISY = SHIPPED.with_name("noisy.safetensors")  # trained to remove the noise of projections, too
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,15 @@ def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = 
     """Write weights, configuration and card to one safetensors file, whole or not at all."""
     metadata = {"format": FORMAT, "config": json.dumps(asdict(denoiser.config)), **(card or {})}
     write_tensors(path, denoiser.state_dict(), metadata)
+
+
+def load_for(consistency: str, path: Path | None = None) -> Denoiser:
+    """The checkpoint at `path`; None is the one that ships for this kind of consistency.
+
+    Raises:
+        InputError: as `load_denoiser`.
+    """
+    return load_denoiser(NOISY if path is None and consistency == "soft" else path)
 
 
 def load_denoiser(path: Path | None = None, *, argument: str = "denoiser") -> Denoiser:

@@ -92,10 +92,7 @@ class DaskTiles:
         from distributed import fire_and_forget
 
         for worker in self.client.nthreads():
-            # should that worker go, then on any other: where there is nothing to close
-            closing = self.client.submit(
-                close_job, job.key, workers=[worker], allow_other_workers=True, pure=False
-            )
+            closing = self.client.submit(close_job, job.key, workers=[worker], pure=False)
             fire_and_forget(closing)
 
     def _submit(self, job: TileJob, batch: Sequence[int]) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adaptation import AdaptOptions, adapt
 from .adaptation_check import noise_to_error, usual_consistency
-from .denoiser import load_denoiser
+from .denoiser import load_for
 from .errors import InputError
 from .exact import exact_plan
 from .inference import StackDenoiser
@@ -47,13 +47,13 @@ def prepare_fast(asked: Request) -> Prepared:
     operator = stack.operator
     low, high = stack.intensity_range()
     images = (stack.images - low) / (high - low)
-    network = load_denoiser(None if asked.denoiser is None else Path(asked.denoiser))
-    weights = digest(network.state_dict())
     consistency: Consistency = asked.consistency or usual_consistency(images)
+    network = load_for(consistency, None if asked.denoiser is None else Path(asked.denoiser))
+    weights = digest(network.state_dict())
     ratio: float | None = None
     if consistency == "soft":
         blur = ASSUMED_BLUR if asked.axial_blur is None else float(asked.axial_blur)
-        ratio = noise_to_error(network, images, operator, blur)
+        ratio = noise_to_error(network, images.cpu(), operator, blur)
     sampler = asked.sampler or SAMPLER
     gamma = GAMMA if asked.gamma is None else asked.gamma
     guidance = 0.0 if asked.guidance is None else asked.guidance

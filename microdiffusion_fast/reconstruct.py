@@ -160,7 +160,7 @@ def reconstruct(
         samples: chains to draw; from 2 on their standard deviation is the uncertainty. The
             posterior mean needs 1: it states its own.
         consistency: "hard" makes the projections of the result equal the input to rounding, "soft"
-            as nearly as their noise tells. None with "fast" is "soft" where the noise is 1 % of
+            as nearly as their noise tells. None with "fast" is "soft" where the noise is 1.5 % of
             the intensity range or more, which "hard" would copy into the volume.
         adapt: for "fast": check the weights on this stack, follow them as far as the check allows,
             and train them on the stack itself where that is not far. False checks only.
@@ -177,7 +177,7 @@ def reconstruct(
             given. On a CPU that is for small images.
         seed: of everything random; the same seed and settings give the same bits.
         device: where the sampling runs; None stays where the projections are.
-        batch_size: slices per network call; changes memory and time only.
+        batch_size: slices per network call at most; changes memory and time only.
         cuda_graph: on a CUDA device, run the steps of three or more samples as one captured graph;
             changes time only.
         progress: show bars.

@@ -48,7 +48,9 @@ def is_finished(
             return True
         wrong = f"its shards have {size:,} bytes, not {ours['bytes']:,}"
     except FileNotFoundError as error:
-        wrong = f"{Path(error.filename).relative_to(target)} is missing"
+        wrong = str(error)  # of zarr, for an array that has lost its description
+        if error.filename:
+            wrong = f"{Path(error.filename).relative_to(target)} is missing"
     except Exception as error:  # whatever zarr makes of a description
         wrong = str(error) or type(error).__name__
     if overwrite:

@@ -30,7 +30,8 @@ def measured_rate(run: StreamRun) -> float:
     operator = AxialProjection(
         seen.stride + seen.step_length, seen.step_length, stride=seen.stride, weights=seen.weights
     )
-    ready = Prepared.draft(run.network.to(place))
+    network = next(iter(run.networks.values()))  # all of them cost the same
+    ready = Prepared.draft(network.to(place))
     recipe = run.choices.recipe(ready, operator, (SIDE, SIDE))
     whole = (operator.depth, SIDE, SIDE)
     plan = plan_tiles(whole, recipe.windows, recipe.reach, shards=whole, core=whole)

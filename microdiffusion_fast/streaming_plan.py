@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from .adaptation import AdaptOptions
-from .denoiser import Denoiser, load_denoiser
+from .denoiser import Denoiser, load_for
 from .device import parse_device
 from .errors import InputError
 from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .provenance import version_of
+from .schedule import Consistency
 from .store_layout import Layout
 from .store_levels import coarsen, coarsening_bytes, missing_shards
 from .store_output import OutputStore
@@ -44,7 +45,7 @@ class StreamRun:
     Attributes:
         stack: the projections on disk.
         geometry: of their acquisition; its images are a stand-in.
-        network: as loaded, before any adaptation.
+        networks: for the consistency that it may be, as loaded, before any adaptation.
         training: budget of the adaptation.
         choices: what was asked for.
         layout: of the output.
@@ -58,7 +59,7 @@ class StreamRun:
 
     stack: StoredStack
     geometry: Projections
-    network: Denoiser
+    networks: Mapping[Consistency, Denoiser]
     training: AdaptOptions
     choices: Choices
     layout: Layout
@@ -81,7 +82,7 @@ class StreamRun:
                 ready = prepare(
                     self.stack,
                     self.geometry,
-                    self.network,
+                    self.networks,
                     axial_blur=self.parameters["axial_blur"],
                     consistency=self.choices.consistency,
                     train=self.parameters["adapt"],
@@ -214,7 +215,13 @@ def plan_stream(
     )
     place = parse_device(device, torch.device("cpu"))
     training = AdaptOptions(steps=adapt_steps)
-    network = load_denoiser(None if denoiser is None else Path(denoiser))
+    if consistency not in (None, *get_args(Consistency)):
+        raise InputError("consistency", "'hard', 'soft' or 'off'", repr(consistency))
+    # which of two it will be, the noise decides when the run is prepared
+    kinds: tuple[Consistency, ...] = ("hard", "soft") if consistency is None else (consistency,)
+    path = None if denoiser is None else Path(denoiser)
+    networks = {kind: load_for(kind, path) for kind in kinds}
+    network = networks[kinds[0]]
     shape = (geometry.depth, *stack.shape[1:])
     layout = Layout(
         shape,
@@ -239,7 +246,7 @@ def plan_stream(
     identity = {
         **parameters,
         "input": stack.fingerprint(),
-        "network": digest(network.state_dict()),
+        "network": [digest(network.state_dict()) for network in networks.values()],
         "layout": asdict(layout),
         "version": version_of("microdiffusion-fast"),
     }
@@ -261,7 +268,7 @@ def plan_stream(
     return StreamRun(
         stack=stack,
         geometry=geometry,
-        network=network,
+        networks=networks,
         training=training,
         choices=choices,
         layout=layout,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Prepared:
 def prepare(
     stack: StoredStack,
     geometry: Projections,
-    network: Denoiser,
+    networks: Mapping[Consistency, Denoiser],
     *,
     axial_blur: float | None,
     consistency: Consistency | None,
@@ -145,6 +145,8 @@ def prepare(
             stride=operator.stride,
             weights=operator.weights,
         )
+    kind = consistency or usual_consistency(images)
+    network = networks[kind]
     adapted = adapt_to(
         network,
         images,
@@ -157,7 +159,6 @@ def prepare(
         progress=progress,
         callback=callback,
     )
-    kind = consistency or usual_consistency(images)
     ratio = None
     if kind == "soft":
         ratio = noise_to_error(network, images, operator, adapted.axial_blur)

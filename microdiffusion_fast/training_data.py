@@ -70,7 +70,7 @@ class Acquisition:
             # most users state none: the network has to see it in the projections
             drawn = replace(drawn, stated_blur=ASSUMED_BLUR)
         elif rng.random() < 0.5:
-            # nobody knows the blur of a microscope exactly: half of the statements are beliefs
+            # nobody knows the blur of a microscope exactly: half of the others are beliefs
             true = blur * math.exp(0.35 * rng.normal()) if blur else abs(0.4 * rng.normal())
             drawn = replace(drawn, axial_blur=min(true, 5.0), stated_blur=blur)
         if rng.random() < 0.85:
