@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,11 @@ def test_a_finished_volume_that_is_damaged_is_not_complete(finished: Path) -> No
         complete(store)
     assert is_finished(finished, RUN) and verify(finished).ok
     description = finished / "1" / "zarr.json"
-    description.write_text("{")
-    with pytest.raises(InputError, match="^output: .*verify"):
-        is_finished(finished, RUN)
+    for damage in (partial(description.write_text, "{"), description.unlink):
+        damage()
+        with pytest.raises(InputError, match="^output: .*verify"):
+            is_finished(finished, RUN)
+        assert not is_finished(finished, RUN, overwrite=True)
 
 
 def test_a_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:

@@ -425,3 +425,9 @@ def test_a_tile_that_no_runner_did_is_missed(folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "v.zarr").exists()
     assert stream(folder, tmp_path / "v.zarr").resumed > 0
     assert verify(tmp_path / "v.zarr").ok  # no coarser level was made of what was missing
+
+
+def test_a_wrong_consistency_is_found_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="consistency: expected 'hard', 'soft' or 'off'"):
+        stream(folder, tmp_path / "v.zarr", consistency="harder", plan_only=True)
+    assert not list(tmp_path.iterdir())
