@@ -181,7 +181,7 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int, said: str) -
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None and not list(output.parent.iterdir()):
-            time.sleep(0.02)
+            time.sleep(0.002)  # not longer: the folder may be full by then
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
