@@ -29,15 +29,7 @@ STAGE3 = TrainingConfig(
     noisy=0.0,
 )
 STAGE3_ENDS = 2000  # of its 8000 steps: the time was needed for the next
-STAGE4 = TrainingConfig(
-    steps=4200,
-    volumes=800,
-    learning_rate=5e-4,
-    seed=3,
-    pure_noise=0.9,
-    averaging=0.999,
-    noisy=0.0,
-)
+STAGE4 = replace(STAGE3, steps=4200, volumes=800, learning_rate=5e-4, seed=3, pure_noise=0.9)
 DOUBT = TrainingConfig(
     steps=800,
     volumes=200,

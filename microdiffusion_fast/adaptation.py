@@ -26,6 +26,7 @@ from .adaptation_check import (
     CHECK_SIDE,
     FULL_TRUST,
     NOISE_LIMIT,
+    Check,
     check_along_z,
     check_laterally,
     coarser,
@@ -39,7 +40,7 @@ from .errors import InputError
 from .forward_model import AxialProjection
 from .progress import Progress, ProgressCallback
 from .schedule import NoiseSchedule
-from .training_data import ASSUMED_BLUR, Acquisition, Source, blur_depth, draw_batch
+from .training_data import Acquisition, Source, blur_depth, draw_batch, stated_blur
 from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_loss
 
 BLURS = (0.0, 1.0, 1.7, 2.5, 3.5)  # axial blurs that are trained with, in slices
@@ -168,10 +169,8 @@ def lateral_sources(volume: Tensor, voxel_size: tuple[float, float, float] | Non
     return sources
 
 
-def _obstacle(sources: Sequence[Source], operator: AxialProjection, noise: float) -> str | None:
+def _obstacle(sources: Sequence[Source], operator: AxialProjection) -> str | None:
     """Why this stack can neither judge nor teach, or None."""
-    if noise >= NOISE_LIMIT:
-        return f"would take noise of {100 * noise:.1f} % of the intensity range for structure"
     if operator.count < 4:
         return f"needs 4 projections for the check, the stack has {operator.count}"
     needed = 2 * (operator.step_length + operator.stride)
@@ -207,7 +206,7 @@ def adapt(
         operator: the acquisition.
         voxel_size: (z, y, x) in micrometres; None takes the voxels as cubes.
         axial_blur: sigma in slices by which the volume is softer along z than across, if known;
-            None trains with `BLURS` and assumes `ASSUMED_BLUR`.
+            None trains with `BLURS` and assumes `training_data.ASSUMED_BLUR`.
         train: False skips the training.
         options: budget.
         seed: of the windows and the noise they are trained with.
@@ -215,21 +214,29 @@ def adapt(
     Source: Weigert et al. 2018 (CARE), isotropic restoration.
     """
     options = options or AdaptOptions()
-    blur = ASSUMED_BLUR if axial_blur is None else float(axial_blur)
+    blur = stated_blur(axial_blur)
     blurs = BLURS if axial_blur is None else (blur,)
-    volume = operator.consistent(operator.interpolate(projections), projections)
-    sources = lateral_sources(volume, voxel_size)
     # a number of steps is an order: then they are trained whatever the noise
     noise = noise_of(projections) if options.steps is None else 0.0
-    obstacle = _obstacle(sources, operator, noise)
+    if noise >= NOISE_LIMIT:
+        percent = f"{100 * noise:.1f} % of the intensity range"
+        obstacle: str | None = f"would take noise of {percent} for structure"
+    else:
+        volume = operator.consistent(operator.interpolate(projections), projections)
+        sources = lateral_sources(volume, voxel_size)
+        obstacle = _obstacle(sources, operator)
     if obstacle:
         return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)
 
+    def check(candidate: Denoiser) -> Check:
+        with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
+            result = check_along_z(candidate, seen, operator, blur)
+            bar.advance(1)
+        return result
+
     candidates = {"as shipped": denoiser}
-    with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
-        checks = {"as shipped": check_along_z(denoiser, seen, operator, blur)}
-        bar.advance(1)
+    checks = {"as shipped": check(denoiser)}
     trust = checks["as shipped"].share / FULL_TRUST
     evidence: dict[str, Any] = {
         "check": "squared error of known halves of a coarser stack; 1 is linear interpolation"
@@ -237,8 +244,8 @@ def adapt(
     if trust < 1 and math.isfinite(trust):
         # the task of this check is the harder one: distrust needs a second witness
         lateral = [check_laterally(denoiser, source, operator, blur) for source in sources]
-        evidence["lateral"] = [round(check.error, 4) for check in lateral]
-        trust = max([trust, *(check.share / FULL_TRUST for check in lateral)])
+        evidence["lateral"] = [round(side.error, 4) for side in lateral]
+        trust = max([trust, *(side.share / FULL_TRUST for side in lateral)])
     steps = options.steps
     if steps is None:
         steps = STEPS if trust < DOUBT else 0
@@ -254,9 +261,7 @@ def adapt(
             progress=progress,
             callback=callback,
         )
-        with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
-            checks["adapted"] = check_along_z(candidates["adapted"], seen, operator, blur)
-            bar.advance(1)
+        checks["adapted"] = check(candidates["adapted"])
     winner = min(checks, key=lambda name: checks[name].error)
     if winner == "adapted":  # it has learnt the lateral axes by heart
         trust = checks[winner].share / FULL_TRUST

@@ -25,9 +25,7 @@ FULL_TRUST = 0.9  # the share of its own change from which a denoiser is followe
 LATERAL_SIDE = 64  # pixels of a mock stack
 LEAST = 0.05  # share of a difference that is held for the error of a guess whatever the noise
 CHECK_SIDE = 96  # pixels of a side that say enough about a stack
-NOISE_LIMIT = (
-    0.015  # noise, of the intensity range, from which it is removed from the projections too
-)
+NOISE_LIMIT = 0.015  # of the intensity range: from here on noise is removed from projections too
 
 
 class Check(NamedTuple):
@@ -117,7 +115,7 @@ def noise_to_error(
     seen = liveliest(projections, CHECK_SIDE)
     guess = posterior_mean(denoiser, seen, operator, axial_blur=blur)
     differs = float((seen - operator(guess)).abs().median() / 0.6745) ** 2
-    noise = estimate_noise(seen) ** 2
+    noise = noise_of(projections) ** 2
     if not math.isfinite(differs):
         return 0.0  # the guess is worth nothing
     return noise / max(differs - noise, LEAST * differs, 1e-12)

@@ -17,7 +17,7 @@ from .inr import INROptions, fit_inr
 from .preset import Prepared, Request
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
 from .tensor_files import digest
-from .training_data import ASSUMED_BLUR
+from .training_data import stated_blur
 
 # Chosen on simulated validation volumes; docs/defaults.md has the comparison.
 MEAN_STEPS = 1  # one call from pure noise is the posterior mean, which more steps leave
@@ -52,8 +52,7 @@ def prepare_fast(asked: Request) -> Prepared:
     weights = digest(network.state_dict())
     ratio: float | None = None
     if consistency == "soft":
-        blur = ASSUMED_BLUR if asked.axial_blur is None else float(asked.axial_blur)
-        ratio = noise_to_error(network, images.cpu(), operator, blur)
+        ratio = noise_to_error(network, images.cpu(), operator, stated_blur(asked.axial_blur))
     sampler = asked.sampler or SAMPLER
     gamma = GAMMA if asked.gamma is None else asked.gamma
     guidance = 0.0 if asked.guidance is None else asked.guidance

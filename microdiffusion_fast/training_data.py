@@ -14,9 +14,12 @@ from torch import Tensor
 from .denoiser import CONTEXT, Geometry
 
 EDGE_SHARE = 0.25  # windows drawn at a stack's end, where context repeats the last projection
-ASSUMED_BLUR = (
-    1.5  # in slices, stated where nobody knows: microscopes are softer along z than across
-)
+ASSUMED_BLUR = 1.5  # slices, stated where nobody knows: microscopes are softer along z than across
+
+
+def stated_blur(axial_blur: float | None) -> float:
+    """The axial blur that the network is told, in slices: what is known, or what is usual."""
+    return ASSUMED_BLUR if axial_blur is None else float(axial_blur)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from torch import Tensor
 from bench.small_network import random_network
 from microdiffusion_fast import adaptation, adaptation_check
 from microdiffusion_fast.adaptation import (
-    ASSUMED_BLUR,
     BLURS,
     DOUBT,
     STEPS,
@@ -37,7 +36,7 @@ from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.forward_model import AxialProjection
 from microdiffusion_fast.progress import Cancelled
 from microdiffusion_fast.simulate import simulate_volume
-from microdiffusion_fast.training_data import Source
+from microdiffusion_fast.training_data import ASSUMED_BLUR, Source
 
 TINY = DenoiserConfig(encoder_widths=(8, 8, 8), head_width=8, head_blocks=1, embedding=16)
 QUICK = AdaptOptions(steps=3, windows=2, size=16)
