@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.machine import describe
-from microdiffusion_fast.distributed import connect
+from microdiffusion_fast.distributed_cluster import connect
 from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
 
 STEP, CHUNKS = 6, (24, 64, 64)

@@ -4,7 +4,8 @@
 
 The stack, a phantom repeated with fresh noise, and the volume stay in DIR. A run that was stopped
 (Ctrl-C, SIGTERM) has its part on record, and goes on when it is started again; with another shape
-or budget take another DIR.
+or budget take another DIR. `--in-memory` reconstructs the same stack in memory as well, in a fresh
+process, and records the seconds of its stages and the ratio of both, with the INR and without.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from zarr.codecs import ZstdCodec  # noqa: TID253
 
 from bench.machine import describe
 from bench.memory import _kilobytes
+from bench.stream_in_memory import compare
+from microdiffusion_fast.denoiser import load_denoiser
 from microdiffusion_fast.io_common import NAMESPACE
 from microdiffusion_fast.progress import ProgressEvent
 from microdiffusion_fast.simulate import simulate_volume
@@ -73,7 +76,9 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
         if event.stage == "reconstruct":
             tiles.update(done=event.done, total=event.total or 0)
 
-    baseline, begun = _kilobytes("VmRSS"), time.perf_counter()
+    baseline = _kilobytes("VmRSS")
+    load_denoiser()  # with what torch imports for it, of the program and not of the tiles
+    program, begun = _kilobytes("VmRSS") - baseline, time.perf_counter()
     done: StreamedReconstruction | None = None
     try:
         done = stream_reconstruct(
@@ -88,6 +93,15 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
     except (KeyboardInterrupt, SystemExit):
         print("stopped; it goes on when it is started again", file=sys.stderr)
     seconds = time.perf_counter() - begun
+    peak = _kilobytes("VmHWM") - baseline
+    beside: dict[str, Any] = {}
+    if arguments.in_memory and done is not None and done.tiles > done.resumed == 0:
+        threads = torch.get_num_threads()
+        beside = compare(
+            stack, seconds, steps=arguments.steps, adapt=arguments.adapt, threads=threads
+        )
+    elif arguments.in_memory:
+        print("only a run from beginning to end is compared", file=sys.stderr)
     return {
         **describe(),
         "shape": shape,
@@ -99,9 +113,11 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
         "tiles": tiles["done"],
         "tiles_missing_at_start": tiles["total"],
         "baseline_mib": round(baseline / 1024),
-        "peak_beyond_baseline_mib": round((_kilobytes("VmHWM") - baseline) / 1024),
+        "program_mib": round(program / 1024),
+        "peak_beyond_baseline_mib": round(peak / 1024),
         "predicted_mib": done and round(done.planned.prediction.memory / 2**20),
         "reread": done and round(done.pixels_read / (math.prod(shape) // STEP), 3),
+        **beside,
     }
 
 
@@ -113,6 +129,7 @@ def main() -> None:
     parser.add_argument("--memory", default="1.5GiB")
     parser.add_argument("--steps", type=int, help="default the posterior mean")
     parser.add_argument("--no-adapt", dest="adapt", action="store_false")
+    parser.add_argument("--in-memory", action="store_true", help="compare with a run in memory")
     parser.add_argument("-o", "--output", type=Path, help="JSON lines, appended to")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -116,7 +116,7 @@ class Spread:
         if self.scheduler is None or not wanted:
             yield None
             return
-        from microdiffusion_fast.distributed import connect
+        from microdiffusion_fast.distributed_cluster import connect
 
         cuda = (device or "").startswith("cuda")
         with connect(self.scheduler, threads=self.threads, cuda=cuda) as client:

@@ -1,5 +1,4 @@
-"""Tiles on the workers of a Dask cluster; `distributed`, `dask-jobqueue` and `dask-cuda` if asked
-for.
+"""Tiles on the workers of a Dask cluster; `distributed_cluster` connects to one or starts it.
 
 The driver plans, prepares and finishes; a worker reads, computes and writes its tiles itself and
 sends back a receipt of a few bytes. Files are reached under the same path from everywhere.
@@ -7,17 +6,13 @@ sends back a receipt of a few bytes. Files are reached under the same path from 
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
+from functools import partial
 from itertools import islice, zip_longest
-from pathlib import Path
 from typing import Any
 
 from .errors import InputError
@@ -27,7 +22,8 @@ from .streaming_tiles import TileJob, TileReceipt, TileWorker
 AHEAD = 2  # batches that a worker computes or has ready
 BATCHES = 8  # that a worker gets in all, at least: the last ones level out differences
 LONGEST = 16  # tiles of a batch
-SECONDS = 20.0  # for a scheduler to answer
+LOOK = 5.0  # seconds from look to look whether there is a worker
+PATIENCE = 3600.0  # seconds without any worker, from one that was there
 PACKAGE = "microdiffusion-fast"
 
 
@@ -35,7 +31,9 @@ class DaskTiles:
     """The workers of a Dask client, as what `stream_reconstruct` computes tiles with.
 
     A worker loads the weights once for a run and does one tile at a time, on the threads that Dask
-    counts for it; tiles of a worker that is lost go to another. Workers may come and go.
+    counts for it; tiles of a worker that is lost go to another. Workers may come and go: while
+    there is none, one is waited for, the first without limit, as for a queue of jobs, and one
+    that comes after all were lost for `PATIENCE` seconds.
 
     Args:
         client: of `dask.distributed`.
@@ -48,6 +46,7 @@ class DaskTiles:
         if not all(hasattr(client, name) for name in ("submit", "nthreads", "wait_for_workers")):
             raise InputError("client", "a dask.distributed Client", type(client).__name__)
         self.client = client
+        self._alone: float | None = None  # since when there is no worker
 
     @property
     def threads(self) -> int:
@@ -64,28 +63,62 @@ class DaskTiles:
         Raises:
             InputError: a tile cannot be read or written, or the scheduler or all workers are lost.
         """
-        from distributed import as_completed
+        from distributed import wait
 
         with _worded(self.client):
-            workers = max(1, len(self.client.nthreads()))
-            waiting = batches(tiles, workers)
-            running = as_completed()
+            waiting = batches(tiles, max(1, len(self.client.nthreads())))
+            running: set[Any] = set()
             try:
-                for batch in islice(waiting, AHEAD * workers):
-                    running.add(self._submit(job, batch))
-                for future in running:
-                    receipts = future.result()
-                    if isinstance(receipts, InputError):
-                        raise receipts
-                    more = AHEAD * max(1, len(self.client.nthreads())) - running.count()
-                    for batch in islice(waiting, max(more, 0)):
-                        running.add(self._submit(job, batch))
-                    yield from receipts
+                while True:
+                    more = AHEAD * max(1, len(self.client.nthreads())) - len(running)
+                    running |= {self._submit(job, batch) for batch in islice(waiting, max(more, 0))}
+                    if not running:
+                        return
+                    some = partial(wait, running, timeout=LOOK, return_when="FIRST_COMPLETED")
+                    for future in self._patiently(some).done:
+                        receipts = self._patiently(partial(self._result, future))
+                        running.remove(future)
+                        if isinstance(receipts, InputError):
+                            raise receipts
+                        yield from receipts
             finally:
                 with suppress(Exception):  # of a scheduler that is gone
-                    self.client.cancel(list(running.futures))
+                    self.client.cancel(list(running))
                     if self.client.status == "running":  # else it would be waited for
                         self._release(job)
+
+    @staticmethod
+    def _result(future: Any) -> list[TileReceipt] | InputError:
+        """What a task gave; the worker that holds it may be lost, then it is computed again."""
+        failed = future.status == "error"  # its own exception may be a TimeoutError
+        found: list[TileReceipt] | InputError = future.result(timeout=None if failed else LOOK)
+        return found
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Repeat a call that ends by a time-out, for as long as there is hope.
+
+        Raises:
+            InputError: all workers are lost, and none came back.
+        """
+        while True:
+            try:
+                found = call()
+            except TimeoutError:
+                self._look()
+            else:
+                self._alone = None
+                return found
+
+    def _look(self) -> None:
+        if self.client.nthreads():
+            self._alone = None
+        elif self._alone is None:
+            self._alone = time.monotonic()
+            print("all workers are lost; waiting for one to come", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._alone > PATIENCE:
+            expected = f"a worker within {PATIENCE / 60:.0f} minutes after all were lost"
+            got = f"none at {self.client.scheduler.address}; what is finished is kept"
+            raise InputError("scheduler", expected, got)
 
     def _release(self, job: TileJob) -> None:
         """Have every worker close what it keeps for a run, when it has done what it is at."""
@@ -149,100 +182,6 @@ def close_job(key: str) -> None:
     with _turn:
         if _open and _open[0].job.key == key:
             _open.pop().close()
-
-
-@contextmanager
-def connect(scheduler: str, *, threads: int | None = None, cuda: bool = False) -> Iterator[Any]:
-    """A Dask client, and its cluster where it has one of its own, for the length of a block.
-
-    Args:
-        scheduler: the address of one that runs (tcp://HOST:PORT) or its file (NAME.json);
-            "local:N", N processes here; "slurm:N", N jobs as Dask's configuration
-            (jobqueue.slurm) describes them.
-        threads: of one worker of "local:N"; None shares out the processors.
-        cuda: a GPU for each worker of "local:N", by dask-cuda.
-
-    Raises:
-        InputError: a scheduler that does not answer, or a package that is not installed.
-    """
-    found = re.fullmatch(r"(local|slurm)(?::(\d+))?", scheduler)
-    count = int(found[2] or 1) if found else 0
-    if found is None and not re.fullmatch(r"\w+://.+|[^/]+:\d+|.+\.json", scheduler):
-        expected = "tcp://HOST:PORT, the .json file of a scheduler, local:N or slurm:N"
-        raise InputError("scheduler", expected, repr(scheduler))
-    distributed = _optional("distributed", "dask")
-    if found is not None and count < 1:
-        raise InputError("scheduler", "at least one worker", repr(scheduler))
-    before = set(os.environ)
-    client: Any = None
-    cluster: Any = None
-    try:
-        if found is None:
-            client = _client(distributed, scheduler)
-        else:
-            cluster = _slurm(count) if found[1] == "slurm" else _local(count, threads, cuda=cuda)
-            client = distributed.Client(cluster)
-        yield client
-    finally:
-        if client is not None:
-            with suppress(Exception):
-                client.close()
-        if cluster is not None:
-            cluster.close()
-        # Dask's nannies set the threads of their workers in the environment of this very process
-        for name in os.environ.keys() - before:
-            del os.environ[name]
-
-
-def _client(distributed: Any, scheduler: str) -> Any:
-    try:
-        if scheduler.endswith(".json"):
-            if not Path(scheduler).is_file():  # Dask would wait for it
-                raise InputError("scheduler", "the file that a scheduler wrote", scheduler)
-            return distributed.Client(scheduler_file=scheduler, timeout=SECONDS)
-        return distributed.Client(scheduler, timeout=SECONDS)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # a time-out is an OSError; an address may be malformed
-        expected = f"a Dask scheduler that answers within {SECONDS:.0f} s"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError("scheduler", expected, f"{scheduler} ({reason})") from error
-
-
-def _local(count: int, threads: int | None, *, cuda: bool) -> Any:
-    import dask
-    from dask.system import CPU_COUNT
-    from distributed import LocalCluster
-
-    each = threads or max(1, math.floor(CPU_COUNT / count))
-    # Dask's own limits of memory are off: the budget of a tile is what bounds it. Workers may be
-    # killed, by the system or by hand; a tile is not to blame before ten of them died with it.
-    dask.config.set({"distributed.scheduler.allowed-failures": 10})
-    options = {"n_workers": count, "threads_per_worker": each, "memory_limit": 0}
-    if cuda:
-        return _optional("dask_cuda", "cuda").LocalCUDACluster(**options)
-    return LocalCluster(**options, dashboard_address=None, silence_logs=logging.ERROR)
-
-
-def _slurm(count: int) -> Any:
-    jobqueue = _optional("dask_jobqueue", "slurm")
-    try:
-        cluster = jobqueue.SLURMCluster()
-    except ValueError as error:
-        expected = "cores and memory of a job in Dask's configuration (jobqueue.slurm)"
-        raise InputError("scheduler", expected, str(error).splitlines()[0]) from error
-    # a job that ends, by its time limit or by a fault, is submitted again
-    cluster.adapt(minimum_jobs=count, maximum_jobs=count)
-    return cluster
-
-
-def _optional(name: str, extra: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        command = f"pip install 'microdiffusion-fast[{extra}]'"
-        expected = f"{name.replace('_', '-')}, which {command} installs"
-        raise InputError("scheduler", expected, str(error)) from error
 
 
 @contextmanager

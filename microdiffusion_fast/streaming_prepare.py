@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,21 @@ class Prepared:
 
     @classmethod
     def load(cls, folder: Path) -> Prepared | None:
-        """What a run that was begun has found out, None where it has not."""
+        """What a run that was begun has found out, None where it has not.
+
+        Raises:
+            InputError: it cannot be read, or another version of this package wrote it.
+        """
         if not (folder / "prepared.json").is_file():
             return None
-        return cls(
-            denoiser=load_denoiser(folder / "network.safetensors"),
-            **load_json(folder / "prepared.json"),
-        )
+        values = load_json(folder / "prepared.json")
+        names = {field.name for field in fields(cls)} - {"denoiser"}
+        if values.keys() != names:
+            differing = ", ".join(sorted(values.keys() ^ names))
+            expected = "a run that this version began (--fresh, resume=False, begins anew)"
+            got = f"{folder / 'prepared.json'} of another version, which differs in {differing}"
+            raise InputError("resume", expected, got)
+        return cls(denoiser=load_denoiser(folder / "network.safetensors"), **values)
 
 
 def prepare(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .allocator import give_back
 from .denoiser import ALIGN, CONTEXT, Denoiser, Geometry
 from .forward_model import AxialProjection
 from .inference import directions
@@ -150,6 +151,8 @@ class TileDenoiser:
     def _features(self, window: int, direction: int) -> Tensor:
         """Features of one window, [1, C, y, x], as acquired (+1) or upside down (-1)."""
         if (window, direction) not in self.kept:
+            if direction == self.directions[0]:  # the first that is asked for
+                give_back()
             if not self.keep:
                 self.kept = {key: value for key, value in self.kept.items() if key[0] == window}
             self.kept[window, direction] = self._encode(window, direction)

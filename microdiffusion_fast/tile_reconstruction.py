@@ -77,7 +77,8 @@ class TileRecipe:
     def footprint(self, itemsize: int, together: int, *, chunk: int = 0) -> Footprint:
         """Bytes and arithmetic per pixel and voxel, for the planner; float32.
 
-        The factors were set by measuring the resident memory of single tiles.
+        The factors were set by measuring the resident memory of tiles, with what the C library
+        keeps of freed arrays; `tests/bench/test_stream.py` holds them against it.
 
         Args:
             itemsize: of the stored projections.
@@ -87,6 +88,7 @@ class TileRecipe:
         config, ways = self.denoiser.config, len(directions(self.operator))
         c0, c1, c2 = config.encoder_widths
         arrays = 6 + (2 if self.guided else 0) + (3 if self.chains > 1 else 0)
+        encode = 4 * (5 * c0 + 16)
         encoder = 9 * (5 * c0 + 4 * c0**2 + 6 * c1**2 / 4 + 2 * config.quarter_blocks * c2**2 / 16)
         head = 9 * (7 + 2 * config.head_blocks * config.head_width) * config.head_width
         runs = (len(self.mean) if self.mean else 0) + self.chains * len(self.chain)
@@ -94,7 +96,8 @@ class TileRecipe:
             fixed=64 * 2**20,
             image=4 + itemsize,  # these, and those of the next tile
             held=2 * itemsize * together,  # tiles end within chunks along all three axes
-            encode=4 * (5 * c0 + 16),
+            encode=encode,
+            kept=encode,
             features=4 * ways * c0,
             keep=self.repeated,
             head=4 * self.batch * (6 * config.head_width + c0 + 16),

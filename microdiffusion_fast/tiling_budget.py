@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+from .allocator import SMALL
 from .errors import InputError
 from .tiling import Reach, TilePlan, axial_part, intervals, lateral_part, plan_tiles
 from .tiling_windows import Windows
@@ -28,6 +29,8 @@ class Footprint:
         image: bytes per pixel read.
         held: bytes per pixel of one image read, of chunks kept from tile to tile.
         encode: bytes per pixel read, of the encoder at work on one window.
+        kept: bytes per pixel read that the C library keeps beside those, see `allocator.keeping`:
+            gaps between arrays of other sizes; none of arrays that it does not keep.
         features: bytes per pixel computed, of the features of one window.
         keep: whether the features of all windows are kept, which chains of several steps do.
         head: bytes per pixel computed, of the head at work.
@@ -42,6 +45,7 @@ class Footprint:
     image: int
     held: int
     encode: int
+    kept: int
     features: int
     keep: bool
     head: int
@@ -227,14 +231,15 @@ def _peak(z: _Axis, y: _Axis, x: _Axis, footprint: Footprint) -> float:
         y.largest_read * x.largest_read,
         y.largest_state * x.largest_state,
     )
-    kept = z.largest_windows if footprint.keep else 1
+    windows = z.largest_windows if footprint.keep else 1
     return (
         footprint.fixed
         + footprint.chunk
         + (footprint.image * z.largest_read + footprint.held) * seen
         + footprint.state * z.largest_state * computed
-        + footprint.features * kept * computed
+        + footprint.features * windows * computed
         + max(footprint.encode * seen, footprint.head * computed)
+        + max(footprint.kept * seen - SMALL, 0)
         + footprint.core * z.largest_core * y.largest_core * x.largest_core
     )
 

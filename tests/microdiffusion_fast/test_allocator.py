@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from microdiffusion_fast import allocator
-from microdiffusion_fast.allocator import keeping
+from microdiffusion_fast.allocator import give_back, keeping
 
 MIB = 2**20
 
@@ -114,3 +114,13 @@ def test_small_arrays_change_nothing(calls: list[tuple[int, int]]) -> None:
     with keeping(MIB), keeping(0):
         pass
     assert calls == []
+
+
+def test_memory_is_given_back_within_a_block_only(calls: list[tuple[int, int]]) -> None:
+    give_back()
+    assert calls == []
+    with keeping(50 * MIB):
+        give_back()
+        assert calls[-1] == (0, 0)
+        give_back()
+        assert calls[-2:] == [(0, 0)] * 2

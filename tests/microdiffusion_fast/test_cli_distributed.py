@@ -92,7 +92,7 @@ def test_no_workers_are_asked_for_where_there_is_nothing_to_do(
     def connect(*_: object, **__: object) -> None:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr("microdiffusion_fast.distributed.connect", connect)
+    monkeypatch.setattr("microdiffusion_fast.distributed_cluster.connect", connect)
     output, spread = tmp_path / "v.zarr", ("--scheduler", "local:2")
     assert run([*line(small_stack, output)[:-2], "--memory", "4GiB"]) == 0
     assert run(line(small_stack, output, *spread)) == 0

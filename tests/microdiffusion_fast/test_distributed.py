@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from microdiffusion_fast import distributed as ours
-from microdiffusion_fast.distributed import BATCHES, LONGEST, DaskTiles, batches, connect
+from microdiffusion_fast import distributed_cluster as clusters
+from microdiffusion_fast.distributed import BATCHES, LONGEST, DaskTiles, batches
+from microdiffusion_fast.distributed_cluster import connect
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.streaming import stream_reconstruct
@@ -119,6 +121,70 @@ def test_workers_are_killed(
     done = small_stack.run(output, client=client, callback=kill)
     assert done.finished and len(killed) == kills
     assert store_digest(output) == whole.digest
+
+
+def test_a_worker_that_is_given_up_is_replaced(
+    dask: Any, small_stack: SmallStack, whole: Finished, store_digest: Digest,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Dask forgets a process that takes longer to start again than its limit: here, always."""
+    monkeypatch.setattr(clusters, "BACK", "1ms")
+    monkeypatch.setattr(clusters, "LOOK", 0.2)
+    monkeypatch.setattr(ours, "LOOK", 0.2)
+    output, killed = tmp_path / "v.zarr", []
+
+    def kill(event: ProgressEvent) -> None:
+        if event.stage == "reconstruct" and event.done == 4 and not killed:
+            killed.extend(client.run(os.getpid).values())
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = pytest.importorskip("dask.config")
+    name = "distributed.deploy.lost-worker-timeout"
+    with config.set({name: config.get(name)}), connect("local:1", threads=1) as client:
+        done = small_stack.run(output, client=client, callback=kill)
+        assert killed and killed[0] not in client.run(os.getpid).values()
+    assert done.finished and store_digest(output) == whole.digest
+    assert "all workers are lost; waiting for one to come" in capfd.readouterr().err
+
+
+def test_a_job_that_ended_is_submitted_again(dask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that runs its jobs here stands for Slurm."""
+    queue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    config = pytest.importorskip("dask.config")
+    here = pytest.importorskip("dask_jobqueue.local").LocalCluster
+    monkeypatch.setattr(queue, "SLURMCluster", here)
+    monkeypatch.setattr(clusters, "LOOK", 0.2)
+    options = {"cores": 1, "memory": "1GB", "python": sys.executable}
+    settings = {f"jobqueue.local.{name}": value for name, value in options.items()}
+    with config.set({**settings, "distributed.deploy.lost-worker-timeout": "1ms"}):
+        with connect("slurm:1") as client:
+            client.wait_for_workers(1, timeout=60)
+            (first,) = client.run(os.getppid).values()  # what looks after the worker: the job
+            os.kill(first, signal.SIGKILL)
+            wait_for(lambda: first not in client.run(os.getppid).values())
+            client.wait_for_workers(1, timeout=60)
+
+
+def test_workers_that_are_all_lost(
+    dask: Any, small_stack: SmallStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody starts others: that is said, and not waited for without end."""
+    monkeypatch.setattr(ours, "LOOK", 0.2)
+    monkeypatch.setattr(ours, "PATIENCE", 1.0)
+
+    def kill(event: ProgressEvent) -> None:
+        if event.stage == "reconstruct" and event.done == 4:
+            cluster.scale(0)
+
+    with (
+        dask.LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None
+        ) as cluster,
+        dask.Client(cluster) as client,
+    ):
+        with pytest.raises(InputError, match="^scheduler: expected a worker within 0 minutes"):
+            small_stack.run(tmp_path / "v.zarr", client=client, callback=kill)
+    assert small_stack.run(tmp_path / "v.zarr").resumed >= 4
 
 
 def test_workers_keep_nothing_when_the_run_is_over(
@@ -231,7 +297,7 @@ def test_a_scheduler_that_is_lost(dask: Any, small_stack: SmallStack, tmp_path: 
 def test_schedulers_that_are_none(
     dask: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, got: str
 ) -> None:
-    monkeypatch.setattr(ours, "SECONDS", 1.0)
+    monkeypatch.setattr(clusters, "SECONDS", 1.0)
     with pytest.raises(InputError, match="^scheduler: expected") as caught:
         with connect(scheduler):
             pass
@@ -263,7 +329,7 @@ def test_a_cluster_ends_where_no_client_reaches_it(monkeypatch: pytest.MonkeyPat
     def fail(cluster: Cluster) -> None:
         raise OSError("no client")
 
-    monkeypatch.setattr(ours, "_local", lambda *_, **__: Cluster())
+    monkeypatch.setattr(clusters, "_local", lambda *_, **__: Cluster())
     monkeypatch.setattr(distributed, "Client", fail)
     with pytest.raises(OSError, match="no client"), connect("local:2"):
         pass

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from microdiffusion_fast.distributed import connect
+from microdiffusion_fast.distributed_cluster import connect
 from microdiffusion_fast.progress import ProgressEvent
 from microdiffusion_fast.streaming import stream_reconstruct
 

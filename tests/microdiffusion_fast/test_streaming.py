@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -244,6 +245,25 @@ def test_other_arguments_or_another_stack_are_refused(folder: Path, tmp_path: Pa
     assert again.tiles == 0  # complete already
     with pytest.raises(InputError, match="which exists"):
         stream(folder, tmp_path / "v.zarr", seed=1)
+
+
+@pytest.mark.parametrize(("drop", "add"), [("consistency", None), (None, "colour")])
+def test_a_run_that_another_version_prepared_is_refused(
+    folder: Path, tmp_path: Path, drop: str | None, add: str | None
+) -> None:
+    with pytest.raises(Cancelled):
+        stream(folder, tmp_path / "v.zarr", callback=lambda event: event.stage != "reconstruct")
+    file = tmp_path / ".v.zarr.partial" / "prepared.json"
+    values = json.loads(file.read_text())
+    if drop is not None:
+        del values[drop]
+    if add is not None:
+        values[add] = "red"
+    file.write_text(json.dumps(values))
+    words = f"^resume: expected .*--fresh.* got .*, which differs in {drop or add}$"
+    with pytest.raises(InputError, match=words):
+        stream(folder, tmp_path / "v.zarr")
+    assert stream(folder, tmp_path / "v.zarr", resume=False).finished
 
 
 def test_the_stack_is_no_output(folder: Path, tmp_path: Path) -> None:

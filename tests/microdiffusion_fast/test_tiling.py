@@ -29,6 +29,7 @@ FOOTPRINT = Footprint(
     image=8,
     held=0,
     encode=1500,
+    kept=0,
     features=512,
     keep=False,
     head=1000,
