@@ -79,10 +79,7 @@ def simulate_stored(
     )
     if not Path(output).name.lower().endswith(".zarr"):
         raise InputError("output", "a name ending in .ome.zarr or .zarr", str(output))
-    try:
-        target = prepare_output(Path(output), overwrite=overwrite, store=True)
-    except InputError as error:
-        raise InputError("output", error.expected, error.got) from error
+    target = prepare_output(Path(output), overwrite=overwrite, store=True, argument="output")
     slabs = _slabs(volume, operator.count, step_length, made.stride, memory_bytes(memory))
     chunks = (min(slabs[0].length, CHUNKS[0]), *CHUNKS[1:])
 
