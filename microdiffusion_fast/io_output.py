@@ -29,8 +29,8 @@ def prepare_output(path: Path, *, overwrite: bool, store: bool, argument: str = 
         argument: what the user calls it.
 
     Raises:
-        InputError: naming `argument`, where it exists (without `overwrite`), is of the other kind, or
-            its folder is absent or read-only.
+        InputError: naming `argument`, where it exists (without `overwrite`), is of the other kind,
+            or its folder is absent or read-only.
     """
     try:
         target = path.resolve()

@@ -23,7 +23,7 @@ from .metrics import GREY_LEVELS, Evaluation, Window, _grey_scale, _ssim
 from .metrics_input import Pair
 from .metrics_ranks import stored_percentiles
 from .progress import Progress, ProgressCallback
-from .store_reader import ahead
+from .store_reader import ahead, chunk_bytes
 from .store_source import StoredStack, open_stack
 from .tiling import intervals
 from .tiling_budget import memory_bytes
@@ -60,13 +60,14 @@ def evaluate_stored(
         intensity: the two intensities that become 0 and 255; None takes the 0.1 and 99.9
             percentiles of the reference.
         window: of the SSIM.
-        memory: what slabs may take, such as "1GiB"; one slice of each volume is the least.
+        memory: what slabs may take, and large chunks while they are decoded, such as "1GiB"; one
+            slice of each volume is the least.
         progress: show bars.
         callback: called with a `ProgressEvent` after every slab; returning False cancels.
 
     Raises:
-        InputError: files that cannot be read, shapes that differ, values that are not finite, or a
-            reference without an intensity range.
+        InputError: files that cannot be read, shapes that differ, values that are not finite, a
+            reference without an intensity range, or chunks that the budget does not hold.
 
     Source: MicroDiffusion (arXiv 2403.10815), supplement, evaluation metrics.
     """
@@ -137,8 +138,16 @@ def slabs_of(x: StoredStack, y: StoredStack, memory: int) -> list[Box]:
     """Whole slices of two stacks of one shape, in whole chunks, that `memory` bytes hold.
 
     They are one layer of chunks, or `_ENOUGH` bytes where that is more: larger slabs are slower.
+
+    Raises:
+        InputError: the budget does not hold a chunk of each while it is decoded.
     """
     depth, height, width = x.shape
+    decoding = chunk_bytes(x, y)
+    if decoding > memory:
+        expected = f"at least {math.ceil(decoding / 2**20):,} MiB to read a chunk of each volume"
+        raise InputError("memory", expected, f"{memory / 2**20:,.0f} MiB")
+    memory -= decoding
     each = height * width * (x.dtype.itemsize + y.dtype.itemsize) * _COPIES
     together = math.lcm(x.chunks[0], y.chunks[0])
     slices = max(min(memory // each, max(_ENOUGH // each, together)), 1)

@@ -189,6 +189,19 @@ def test_slabs_are_no_larger_than_is_fast(chunk: int, memory: int, slices: int) 
     assert slabs[0].z.length == slices and slabs[-1].z.stop == 100
 
 
+def test_large_chunks_are_counted_while_they_are_decoded() -> None:
+    shape, dtype = (256, 512, 1024), np.dtype(np.float32)
+    large = StoredStack(Path("-"), shape, dtype, lambda box: np.empty(box.shape), (16, 512, 1024))
+    plain = StoredStack(Path("-"), shape, dtype, lambda box: np.empty(box.shape))
+    decoding, slab = 6 * 32 * 2**20, 16 * 2**20  # of a chunk; of a slice of both
+    slabs = slabs_of(large, plain, decoding + 8 * slab)
+    assert slabs[0].z.length == 8  # not the 16 that would fit without
+    with pytest.raises(InputError, match=r"^memory: expected at least 192 MiB to read a chunk"):
+        slabs_of(large, plain, decoding - 1)
+    with pytest.raises(InputError, match=r"^memory: expected at least 384 MiB to read a chunk"):
+        slabs_of(large, large, decoding)
+
+
 def test_faults_are_one_clear_line(tmp_path: Path) -> None:
     reference, test = volumes("float32")
     np.save(tmp_path / "x.npy", reference)
