@@ -114,7 +114,7 @@ def measure(
         "files_mib": round(size),
         "page_cache": cache,
         "plain_read_mib_per_second": round(plain, 1),
-        # of the size of the files, which are read more than once: the test twice, the truth thrice
+        # of the size of the files, of which the truth is read twice
         "evaluate_mib_per_second": round(size / took[0], 1),
         "evaluate_seconds": round(took[0], 2),
         "ratio": round(size / took[0] / plain, 3),

@@ -19,38 +19,44 @@ def is_zarr(path: Path) -> bool:
     )
 
 
-def prepare_output(path: Path, *, overwrite: bool, store: bool) -> Path:
+def prepare_output(path: Path, *, overwrite: bool, store: bool, argument: str = "path") -> Path:
     """Return where `path` (links followed) is to be written, having made sure that it may be.
 
+    Args:
+        path: as the user gave it.
+        overwrite: whether it may exist.
+        store: whether it is the folder of a Zarr store, or a file.
+        argument: what the user calls it.
+
     Raises:
-        InputError: where it exists (without `overwrite`), is of the other kind, or its folder is
-            absent or read-only.
+        InputError: naming `argument`, where it exists (without `overwrite`), is of the other kind,
+            or its folder is absent or read-only.
     """
     try:
         target = path.resolve()
         if not target.parent.is_dir():
             raise InputError(
-                "path", "a file in an existing folder", f"{path} (no folder {target.parent})"
+                argument, "a file in an existing folder", f"{path} (no folder {target.parent})"
             )
         if target.exists():
             if not overwrite:
                 raise InputError(
-                    "path", "a new file (or overwrite=True, --overwrite)", f"{path}, which exists"
+                    argument, "a new file (or overwrite=True, --overwrite)", f"{path}, which exists"
                 )
             # A folder is only ever replaced where it is a Zarr store: a slip in the path must not
             # delete a data folder.
             if store and not is_zarr(target):
                 raise InputError(
-                    "path", "a Zarr store to overwrite", f"{path}, which is something else"
+                    argument, "a Zarr store to overwrite", f"{path}, which is something else"
                 )
             if not store and not target.is_file():
-                raise InputError("path", "a file to overwrite", f"{path}, which is a folder")
+                raise InputError(argument, "a file to overwrite", f"{path}, which is a folder")
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise InputError(
-                "path", "a folder that can be written", f"{target.parent}, which is read-only"
+                argument, "a folder that can be written", f"{target.parent}, which is read-only"
             )
     except (OSError, RuntimeError) as error:
-        raise InputError("path", "a place that can be written", f"{path} ({error})") from error
+        raise InputError(argument, "a place that can be written", f"{path} ({error})") from error
     return target
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from microdiffusion_fast.kernels.volume_metrics import VolumeSums, bin_edges
+from microdiffusion_fast.kernels.volume_metrics import VolumeSums, bin_centres
+
+Range = tuple[float, float]
 
 
 def psnr(sums: VolumeSums, data_range: float, *, whole: bool) -> Tensor:
@@ -48,8 +50,7 @@ def otsu(histogram: Tensor, limits: tuple[float, float]) -> float:
     """Otsu's threshold from a 256-bin histogram between `limits`, the extremes; as scikit-image."""
     if limits[0] == limits[1]:
         return limits[0]
-    edges = bin_edges(*limits)
-    centres = (edges[:-1] + edges[1:]) / 2.0
+    centres = bin_centres(*limits)
     counts = histogram.cpu().double()
     below, above = counts.cumsum(0), counts.flip(0).cumsum(0).flip(0)
     weighted = counts * centres
@@ -57,3 +58,28 @@ def otsu(histogram: Tensor, limits: tuple[float, float]) -> float:
     mean_above = weighted.flip(0).cumsum(0).flip(0) / above
     between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
     return float(centres[int(between.argmax())])
+
+
+def marginals(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """The histograms int64 [256] of x and y in the counts of `joint_counts`."""
+    return joint.sum(1).view(-1, 2).sum(1), joint.sum(0).view(-1, 2).sum(1)
+
+
+def joint_overlaps(
+    joint: Tensor, thresholds: tuple[float, float], extremes: tuple[Range, Range]
+) -> Tensor | None:
+    """`overlap_counts` at Otsu's thresholds, int64 [1, 3], from `joint_counts` over the extremes.
+
+    None where a range is so narrow that float64 hardly tells its bins apart.
+    """
+    starts = []  # the first half bin above each threshold
+    for threshold, (low, high) in zip(thresholds, extremes, strict=True):
+        if low == high:
+            starts.append(len(joint))  # the threshold of a constant volume is its value
+        elif high - low < 2.0**-32 * max(abs(low), abs(high)):
+            return None
+        else:
+            starts.append(2 * bin_centres(low, high).tolist().index(threshold) + 1)
+    of_x, of_y = starts
+    parts = (joint[of_x:], joint[:, of_y:], joint[of_x:, of_y:])
+    return torch.stack([part.sum() for part in parts])[None]

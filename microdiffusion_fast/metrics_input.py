@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from microdiffusion_fast.errors import InputError
-from microdiffusion_fast.kernels.volume_metrics import VolumeSums, evaluate_sums, overlap_counts
+from microdiffusion_fast.kernels.volume_metrics import (
+    VolumeSums,
+    evaluate_sums,
+    joint_counts,
+    overlap_counts,
+)
 from microdiffusion_fast.kernels.windowed_ssim import windowed_ssim
 
 Array = NDArray[np.generic] | Tensor
@@ -103,6 +108,12 @@ class Pair:
         """`overlap_counts` of the mapped volumes, int64 [Z, 3]."""
         return overlap_counts(
             self.x, self.y, thresholds, scale=self.scale, offset=self.offset, clip=self.clip
+        )
+
+    def joint(self, ranges: tuple[Range, Range]) -> Tensor:
+        """`joint_counts` of the mapped volumes, int64 [512, 512]."""
+        return joint_counts(
+            self.x, self.y, ranges, scale=self.scale, offset=self.offset, clip=self.clip
         )
 
     def windowed_ssim(

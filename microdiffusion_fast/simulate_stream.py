@@ -19,6 +19,7 @@ from .progress import Progress, ProgressCallback
 from .projections import Projections
 from .simulate import Noise, projection_of
 from .store_layout import create_image
+from .store_reader import chunk_bytes
 from .store_source import StoredStack, open_stack
 from .tiling import intervals
 from .tiling_budget import memory_bytes
@@ -52,7 +53,8 @@ def simulate_stored(
         source: volume [Z, Y, X]: Zarr store, TIFF or NPY.
         output: the folder of the Zarr store to write.
         voxel_size: (z, y, x) of the volume in micrometres; None is what the file says.
-        memory: what slabs may take, such as "1GiB"; one window of slices is the least.
+        memory: what slabs may take, and a large chunk while it is decoded, such as "1GiB"; one
+            window of slices is the least.
 
     Raises:
         InputError: a volume that cannot be read, is not finite or constant, a geometry that does
@@ -79,10 +81,7 @@ def simulate_stored(
     )
     if not Path(output).name.lower().endswith(".zarr"):
         raise InputError("output", "a name ending in .ome.zarr or .zarr", str(output))
-    try:
-        target = prepare_output(Path(output), overwrite=overwrite, store=True)
-    except InputError as error:
-        raise InputError("output", error.expected, error.got) from error
+    target = prepare_output(Path(output), overwrite=overwrite, store=True, argument="output")
     slabs = _slabs(volume, operator.count, step_length, made.stride, memory_bytes(memory))
     chunks = (min(slabs[0].length, CHUNKS[0]), *CHUNKS[1:])
 
@@ -137,10 +136,14 @@ def _slabs(
     _, height, width = volume.shape
     # slices as read, as float32 and in the operator; images, their noise and their copy to disk
     each = height * width * (stride * (volume.dtype.itemsize + 8) + 6 * 4)
+    decoding = chunk_bytes(volume)
     least = height * width * ((step_length - stride) * (volume.dtype.itemsize + 8)) + each
+    least += decoding
     windows = (memory - least) // each + 1
     if windows < 1:
         expected = f"at least {math.ceil(least / 2**20):,} MiB for one window of slices"
+        if decoding > least / 8:
+            expected += f", {decoding / 2**20:,.0f} MiB of it to read a chunk of the volume"
         raise InputError("memory", expected, f"{memory / 2**20:,.0f} MiB")
     if windows > CHUNKS[0]:
         windows -= windows % CHUNKS[0]

@@ -117,10 +117,7 @@ class OutputStore:
 
     def _place(self, path: Path) -> Path:
         """Where the volume is to be, having made sure that it may be put there."""
-        try:
-            return prepare_output(path, overwrite=self.overwrite, store=True)
-        except InputError as error:
-            raise InputError("output", error.expected, error.got) from error
+        return prepare_output(path, overwrite=self.overwrite, store=True, argument="output")
 
     def _enter(self) -> int:
         """Take the lock of those who come, in a folder that is there and stays."""

@@ -23,6 +23,7 @@ from .tiling_windows import Box, Span
 CELL = (8, 64, 64)  # smaller chunks are read about this many pixels together
 # of a cell while it is decoded: measured 2.9 for Zstandard, 4.7 for gzip, 5.5 for strips of a TIFF
 COPIES = 6
+_FEW = 8 * 2**20  # bytes of chunks being decoded that are no more than libraries' own buffers
 
 T = TypeVar("T")
 Place = tuple[int, int, int]
@@ -47,6 +48,12 @@ def cell_of(stack: StoredStack) -> Place:
 def reading_bytes(stack: StoredStack) -> int:
     """Bytes at the peak while a `TileReader` reads a cell, which may be larger than a tile."""
     return COPIES * math.prod(cell_of(stack)) * stack.dtype.itemsize
+
+
+def chunk_bytes(*stacks: StoredStack) -> int:
+    """Bytes at the peak while a chunk of each stack is decoded; few are not counted."""
+    each = (COPIES * math.prod(stack.chunks) * stack.dtype.itemsize for stack in stacks)
+    return sum(size for size in each if size > _FEW)
 
 
 class TileReader:

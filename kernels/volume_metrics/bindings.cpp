@@ -14,8 +14,9 @@ namespace nb = nanobind;
 using Input = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Centres = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Clip = std::optional<std::array<double, 2>>;
-using BinArguments = std::array<double, 3>;
+using BinArguments = std::array<std::array<double, 3>, 2>;
 
 namespace {
 
@@ -38,6 +39,11 @@ mdf::Mapping mapping(double scale, double offset, const Clip &clip) {
     return {scale, offset, low, high, scale == 1.0 && offset == 0.0 && !clip};
 }
 
+std::array<mdf::Bins, 2> of_both(const BinArguments &bins) {
+    const auto &[x, y] = bins;
+    return {{{x[0], x[1], x[2]}, {y[0], y[1], y[2]}}};
+}
+
 void check_shapes(const Input &x, const Input &y, bool outputs_fit) {
     for (size_t axis = 0; axis < 3; ++axis) outputs_fit &= x.shape(axis) == y.shape(axis);
     if (!outputs_fit) throw std::invalid_argument("volumes, outputs: expected shapes that agree");
@@ -49,12 +55,10 @@ void bind_volume_metrics(nb::module_ &m) {
     m.def(
         "volume_metrics",
         [](Input x, Input y, double scale, double offset, Clip clip,
-           std::optional<std::array<BinArguments, 2>> bins, std::optional<Table> table,
+           std::optional<BinArguments> bins, std::optional<Table> table,
            Counts counts, int threads) {
             check_shapes(x, y, counts.size() == 512 && (!table || table->shape(0) == x.shape(0)));
-            std::array<mdf::Bins, 2> both;
-            for (size_t i = 0; bins && i < 2; ++i)
-                both[i] = {(*bins)[i][0], (*bins)[i][1], (*bins)[i][2]};
+            const auto both = of_both(bins.value_or(BinArguments{}));
             const auto a = volume(x), b = volume(y);
             const auto map = mapping(scale, offset, clip);
             const auto slices = static_cast<int64_t>(x.shape(0));
@@ -88,4 +92,24 @@ void bind_volume_metrics(nb::module_ &m) {
         nb::arg("threshold_y"), nb::arg("scale"), nb::arg("offset"), nb::arg("clip").none(),
         nb::arg("counts").noconvert(), nb::arg("threads"),
         "Voxels above the thresholds, added to `counts` [Z, 3].");
+
+    m.def(
+        "joint_counts",
+        [](Input x, Input y, double scale, double offset, Clip clip, BinArguments bins,
+           Centres centres, Counts counts, int threads) {
+            check_shapes(x, y, centres.size() == 512 && counts.size() == 512 * 512);
+            const auto both = of_both(bins);
+            const auto a = volume(x), b = volume(y);
+            const auto map = mapping(scale, offset, clip);
+            const auto slices = static_cast<int64_t>(x.shape(0));
+            const auto voxels = static_cast<int64_t>(x.shape(1) * x.shape(2));
+            const double *middle = centres.data();
+            int64_t *out = counts.data();
+            nb::gil_scoped_release release;
+            MDF_PICK(joint_counts)(a, b, slices, voxels, map, both.data(), middle, out, threads);
+        },
+        nb::arg("reference").noconvert(), nb::arg("test").noconvert(), nb::arg("scale"),
+        nb::arg("offset"), nb::arg("clip").none(), nb::arg("bins"),
+        nb::arg("centres").noconvert(), nb::arg("counts").noconvert(), nb::arg("threads"),
+        "Voxels in every pair of half bins, added to `counts` [512, 512].");
 }

@@ -26,23 +26,27 @@ inline int32_t exact_bin(double v, const Mapping &m, const Bins &bins) {
     return static_cast<int32_t>(b);
 }
 
-// The same bins by way of the voxels' own arithmetic, V, several times faster.
-template <class V> class BinFinder {
+// The same bins by way of the voxels' own arithmetic, V, several times faster. With kParts = 2 half
+// bins, 2 b and above the centre of bin b 2 b + 1: Otsu's threshold is a centre.
+template <class V, int kParts = 1> class BinFinder {
   public:
-    BinFinder(const Mapping &m, const Bins &bins) : m_(m), bins_(bins) {
-        // The middle of the end bins: beyond the outer edges, and at them, where dark and saturated
+    BinFinder(const Mapping &m, const Bins &bins, const double *centres = nullptr)
+        : m_(m), bins_(bins), centres_(centres) {
+        // The middle of the end parts: beyond the outer edges, and at them, where dark and saturated
         // voxels lie, nothing is close to an inner edge.
-        const auto inside = [](double v) { return std::min(std::max(v, 0.5), kBins - 0.5); };
-        const double slope = m.scale * bins.factor, origin = (m.offset - bins.low) * bins.factor;
+        const double factor = kParts * bins.factor;
+        const auto inside = [](double v) { return std::min(std::max(v, 0.5), kAll - 0.5); };
+        const double slope = m.scale * factor, origin = (m.offset - bins.low) * factor;
         factor_ = static_cast<V>(slope);
         shift_ = static_cast<V>(origin);
-        low_ = static_cast<V>(inside((m.low - bins.low) * bins.factor));
-        high_ = static_cast<V>(inside((m.high - bins.low) * bins.factor));
+        low_ = static_cast<V>(inside((m.low - bins.low) * factor));
+        high_ = static_cast<V>(inside((m.high - bins.low) * factor));
         // The rounding of factor, shift, product and sum in V, and of map, edges and quotient in
-        // float64, all in bins; the margin is twice that.
-        const double in_v = std::numeric_limits<V>::epsilon() * (384.0 + 1.5 * std::abs(origin));
+        // float64, all in parts; the margin is twice that.
+        const double in_v =
+            std::numeric_limits<V>::epsilon() * (1.5 * kAll + 1.5 * std::abs(origin));
         const double largest = std::abs(bins.low) + kBins * bins.step + std::abs(m.offset);
-        const double error = in_v + 0x1p-50 * bins.factor * largest + 0x1p-42;
+        const double error = in_v + 0x1p-50 * factor * largest + 0x1p-42;
         margin_ = static_cast<V>(2.0 * error);
         // No number that overflows or loses digits to underflow.
         usual_ = std::abs(slope) > 1e-30 && std::abs(slope) < 1e30 && error < 0.1;
@@ -61,12 +65,18 @@ template <class V> class BinFinder {
         } else {
             for (int i = 0; i < n; ++i) out[i] = exact_bin(static_cast<double>(values[i]), m_, bins_);
         }
+        for (int i = 0; kParts == 2 && i < n; ++i)
+            out[i] = 2 * out[i] +
+                     (mapped(static_cast<double>(values[i]), m_) > centres_[out[i]] ? 1 : 0);
         last_ = values[n - 1];
         last_bin_ = out[n - 1];
     }
 
   private:
-    // In bins from the lower edge.
+    static_assert(kParts == 1 || kParts == 2, "whole bins or halves");
+    static constexpr int kAll = kParts * kBins;
+
+    // In parts from the lower edge.
     V position(V v) const {
         v = v * factor_ + shift_;
         v = v > low_ ? v : low_;  // NaN too.
@@ -88,9 +98,11 @@ template <class V> class BinFinder {
     // Only the nearest edge is in doubt, and is asked.
     void find_by_edge(const V *values, int n, int32_t *out) const {
         for (int i = 0; i < n; ++i) {
-            const V nearest = static_cast<V>(static_cast<int32_t>(position(values[i]) + V{0.5}));
+            const V at = position(values[i]) * (V{1} / kParts);
+            const V nearest = static_cast<V>(static_cast<int32_t>(at + V{0.5}));
             double b = static_cast<double>(nearest);
             b -= mapped(static_cast<double>(values[i]), m_) < b * bins_.step + bins_.low ? 1.0 : 0.0;
+            b = b > 0.0 ? b : 0.0;
             b = b < kBins - 1.0 ? b : kBins - 1.0;
             out[i] = static_cast<int32_t>(b);
         }
@@ -98,6 +110,7 @@ template <class V> class BinFinder {
 
     const Mapping m_;
     const Bins bins_;
+    const double *const centres_;
     V factor_, shift_, low_, high_, margin_;
     bool usual_;
     V last_ = std::numeric_limits<V>::quiet_NaN();

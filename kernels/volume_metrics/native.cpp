@@ -9,6 +9,7 @@
 
 #include "volume_metrics/above.h"
 #include "volume_metrics/histogram.h"
+#include "volume_metrics/joint.h"
 #include "volume_metrics/moments.h"
 
 namespace mdf::MDF_ISA {
@@ -104,6 +105,15 @@ void finish(const double *rows, int64_t chunks, int64_t voxels, const Mapping &m
     }
 }
 
+template <class V>
+void joint(const Volume &x, const Volume &y, int64_t first, int64_t count, JointCounts *counts) {
+    alignas(64) V scratch_x[kTile], scratch_y[kTile];
+    for (int64_t at = 0; at < count; at += kTile) {
+        const int n = static_cast<int>(std::min<int64_t>(kTile, count - at));
+        counts->add(tile(x, first + at, n, scratch_x), tile(y, first + at, n, scratch_y), n);
+    }
+}
+
 // Voxels above the threshold in x, in y and in both.
 template <class V>
 void above(const Volume &x, const Volume &y, int64_t first, int64_t count, double threshold_x,
@@ -157,6 +167,27 @@ void volume_metrics(const Volume &x, const Volume &y, int64_t slices, int64_t vo
     for (int64_t z = 0; table && z < slices; ++z)
         finish(&rows[z * chunks.per_slice * Moments::kAll], chunks.per_slice, voxels, m,
                table + z * kColumns);
+}
+
+void joint_counts(const Volume &x, const Volume &y, int64_t slices, int64_t voxels,
+                  const Mapping &m, const Bins *bins, const double *centres, int64_t *counts,
+                  int threads) {
+    const Chunks chunks{slices, voxels};
+#ifdef _OPENMP
+#pragma omp parallel num_threads(std::max(threads, 1)) if (threads > 1 && chunks.size() > 1)
+#else
+    (void)threads;
+#endif
+    {
+        JointCounts own(m, bins, centres, counts);
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t item = 0; item < chunks.size(); ++item) {
+            const auto run = wide(x, y) ? &joint<double> : &joint<float>;
+            run(x, y, chunks.first(item), chunks.count(item), &own);
+        }
+    }
 }
 
 void overlap_counts(const Volume &x, const Volume &y, int64_t slices, int64_t voxels,

@@ -39,3 +39,9 @@ MDF_NATIVE(volume_metrics, const Volume &x, const Volume &y, int64_t slices, int
 MDF_NATIVE(overlap_counts, const Volume &x, const Volume &y, int64_t slices, int64_t voxels,
            const Mapping &mapping, double threshold_x, double threshold_y, int64_t *counts,
            int threads)
+
+// Adds the voxels in every pair of half bins, of x over bins[0] and of y over bins[1], to `counts`
+// [512, 512]: 2 b in bin b, 2 b + 1 above its centre, which is centres[0][b] or centres[1][b].
+MDF_NATIVE(joint_counts, const Volume &x, const Volume &y, int64_t slices, int64_t voxels,
+           const Mapping &mapping, const Bins *bins, const double *centres, int64_t *counts,
+           int threads)

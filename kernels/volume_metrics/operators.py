@@ -1,4 +1,4 @@
-"""The operators behind `evaluate_sums` and `overlap_counts`, and what runs them on each device.
+"""The operators behind the functions of this kernel, and what runs them on each device.
 
 Lists of floats stand for ranges, empty for None: operator schemas have no pairs.
 """
@@ -65,6 +65,19 @@ def _overlaps_reference(
     )
 
 
+def _joint_reference(
+    reference: Tensor,
+    test: Tensor,
+    scale: float,
+    offset: float,
+    clip: Sequence[float],
+    ranges: Sequence[float],
+) -> Tensor:
+    """Voxels in every pair of half bins, int64 [512, 512]."""
+    limits = (ranges[0], ranges[1]), (ranges[2], ranges[3])
+    return _reference.joint_counts(reference, test, scale, offset, _pair(clip), limits)
+
+
 def _pair(limits: Sequence[float]) -> Range | None:
     return (limits[0], limits[1]) if limits else None
 
@@ -81,6 +94,11 @@ sums = torch.library.custom_op(
 )
 overlaps = torch.library.custom_op(
     "microdiffusion_fast::overlap_counts", _overlaps_reference, mutates_args=()
+)
+
+# For slabs from a disk. A volume on a GPU is cheap to read twice: the reference serves there.
+joint = torch.library.custom_op(
+    "microdiffusion_fast::joint_counts", _joint_reference, mutates_args=()
 )
 
 
@@ -102,6 +120,11 @@ def _fake_sums(
 @overlaps.register_fake
 def _fake_overlaps(reference: Tensor, *_: Any) -> Tensor:
     return reference.new_empty((reference.shape[0], 3), dtype=torch.int64)
+
+
+@joint.register_fake
+def _fake_joint(reference: Tensor, *_: Any) -> Tensor:
+    return reference.new_empty((2 * BINS, 2 * BINS), dtype=torch.int64)
 
 
 if _backend.native is not None:
@@ -148,6 +171,31 @@ if _backend.native is not None:
             *_readable(reference, test),
             *thresholds_and_map,
             _pair(clip),
+            counts,
+            torch.get_num_threads(),
+        )
+        return counts
+
+    @joint.register_kernel("cpu")
+    def _joint_native(
+        reference: Tensor,
+        test: Tensor,
+        scale: float,
+        offset: float,
+        clip: Sequence[float],
+        ranges: Sequence[float],
+    ) -> Tensor:
+        if not {reference.dtype, test.dtype} <= _NATIVE_DTYPES:
+            return _joint_reference(reference, test, scale, offset, clip, ranges)
+        counts = torch.zeros((2 * BINS, 2 * BINS), dtype=torch.int64)
+        centres = [_reference.bin_centres(*ranges[i : i + 2]) for i in (0, 2)]
+        _native.joint_counts(
+            *_readable(reference, test),
+            scale,
+            offset,
+            _pair(clip),
+            _bins(ranges),
+            torch.stack(centres),
             counts,
             torch.get_num_threads(),
         )

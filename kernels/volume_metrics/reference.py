@@ -76,6 +76,25 @@ def overlap_counts(
     return torch.stack(rows)
 
 
+def joint_counts(
+    reference: Tensor,
+    test: Tensor,
+    scale: float,
+    offset: float,
+    clip: Range | None,
+    ranges: tuple[Range, Range],
+) -> Tensor:
+    """Voxels in every pair of half bins of x and y, int64 [512, 512]; see `half_bins`."""
+    counts = torch.zeros((2 * BINS) ** 2, dtype=torch.int64, device=reference.device)
+    for slices in zip(reference, test, strict=True):
+        of_x, of_y = (
+            half_bins(_mapped(values, scale, offset, clip), *limits)
+            for values, limits in zip(slices, ranges, strict=True)
+        )
+        counts += torch.bincount(2 * BINS * of_x + of_y, minlength=counts.numel())
+    return counts.view(2 * BINS, 2 * BINS)
+
+
 def _mapped(values: Tensor, scale: float, offset: float, clip: Range | None) -> Tensor:
     mapped = values.to(torch.float64)
     if scale != 1.0 or offset != 0.0:
@@ -108,15 +127,31 @@ def bin_edges(low: float, high: float) -> Tensor:
     return edges
 
 
+def bin_centres(low: float, high: float) -> Tensor:
+    """The middles of the 256 bins, of which one is Otsu's threshold."""
+    edges = bin_edges(low, high)
+    return (edges[:-1] + edges[1:]) / 2.0
+
+
 def histogram(values: Tensor, low: float, high: float) -> Tensor:
     """Counts int64 [256] over `[low, high]`: bins closed below, the last one also above; values
     outside go to the ends.
     """
-    edges = bin_edges(low, high).to(values.device)
+    return torch.bincount(_bins(values.flatten(), low, high), minlength=BINS)
+
+
+def half_bins(values: Tensor, low: float, high: float) -> Tensor:
+    """Bin b of every value as 2 b, or as 2 b + 1 above its centre; flat, int64."""
     flat = values.flatten()
+    bins = _bins(flat, low, high)
+    return 2 * bins + (flat > bin_centres(low, high).to(values.device)[bins]).long()
+
+
+def _bins(flat: Tensor, low: float, high: float) -> Tensor:
+    edges = bin_edges(low, high).to(flat.device)
     quotient = (flat - edges[0]) * (BINS / float(edges[-1] - edges[0]))
     index = quotient.nan_to_num_(0.0).clamp_(0, BINS - 1).long()
     # The quotient can round across an edge; the edges themselves decide, as in numpy.
     index -= ((flat < edges[index]) & (index > 0)).long()
     index += ((flat >= edges[index + 1]) & (index < BINS - 1)).long()
-    return torch.bincount(index, minlength=BINS)
+    return index

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from microdiffusion_fast.kernels.volume_metrics import (
     VolumeSums,
+    bin_centres,
     evaluate_sums,
+    joint_counts,
     overlap_counts,
     reference,
 )
@@ -162,6 +164,27 @@ def test_overlaps_are_numpys(clip: tuple[float, float] | None) -> None:
     assert got.dtype == torch.int64
 
 
+@pytest.mark.parametrize("clip", [None, (0.0, 255.0)])
+def test_joint_counts_hold_both_histograms_and_the_overlap_at_every_pair_of_centres(
+    clip: tuple[float, float] | None,
+) -> None:
+    x, y = (torch.from_numpy(v) for v in pair())
+    ranges = ((0.0, 255.0), (-300.0, 700.0))
+    x[0, 0, :5] = bin_centres(*ranges[0])[[0, 7, 100, 254, 255]]  # not above themselves
+    options = {"scale": 1.0, "offset": 0.0, "clip": clip}
+    joint = joint_counts(x, y, ranges, **options)
+    assert joint.dtype == torch.int64 and joint.shape == (512, 512)
+    sums = evaluate_sums(x, y, ranges=ranges, **options)
+    assert torch.equal(joint.sum(1).view(256, 2).sum(1), sums.histogram_x)
+    assert torch.equal(joint.sum(0).view(256, 2).sum(1), sums.histogram_y)
+    for of_x, of_y in ((0, 0), (7, 90), (100, 130), (254, 200), (255, 255)):
+        thresholds = (float(bin_centres(*ranges[0])[of_x]), float(bin_centres(*ranges[1])[of_y]))
+        expected = overlap_counts(x, y, thresholds, **options).sum(0)
+        one, other = slice(2 * of_x + 1, None), slice(2 * of_y + 1, None)
+        got = [joint[one].sum(), joint[:, other].sum(), joint[one, other].sum()]
+        assert torch.equal(torch.stack(got), expected)
+
+
 def test_compiles_as_one_graph() -> None:
     x, y = (torch.from_numpy(v) for v in pair())
     operators = torch.ops.microdiffusion_fast
@@ -169,7 +192,8 @@ def test_compiles_as_one_graph() -> None:
     def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         table, counts = operators.volume_metrics(x, y, 2.0, 1.0, [], [0.0, 255.0, 0.0, 255.0])
         overlaps = operators.overlap_counts(x, y, 90.0, 80.0, 1.0, 0.0, [])
-        return table.sum() + counts[0, 3] + overlaps.sum()
+        joint = operators.joint_counts(x, y, 2.0, 1.0, [], [0.0, 255.0, 0.0, 255.0])
+        return table.sum() + counts[0, 3] + overlaps.sum() + joint[40, 50]
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     assert float(compiled(x, y)) == float(run(x, y))
@@ -184,6 +208,9 @@ def test_opcheck() -> None:
     operator = torch.ops.microdiffusion_fast.overlap_counts.default
     torch.library.opcheck(operator, (x, y, 90.0, 80.0, 2.0, 1.0, [0.0, 255.0]))
     torch.library.opcheck(operator, (x.half(), y.half(), 90.0, 80.0, 1.0, 0.0, []))
+    operator = torch.ops.microdiffusion_fast.joint_counts.default
+    for volumes in ((x, y), (x.half(), y.half())):
+        torch.library.opcheck(operator, (*volumes, 2.0, 1.0, [0.0, 9.0], [0.0, 255.0, 0.0, 9.0]))
 
 
 def test_errors() -> None:
@@ -192,7 +219,10 @@ def test_errors() -> None:
     def overlap(*volumes: torch.Tensor) -> torch.Tensor:
         return overlap_counts(*volumes, (0.5, 0.5))
 
-    for function in (evaluate_sums, overlap):
+    def joint(*volumes: torch.Tensor) -> torch.Tensor:
+        return joint_counts(*volumes, ((0.0, 1.0), (0.0, 1.0)))
+
+    for function in (evaluate_sums, overlap, joint):
         with pytest.raises(ValueError, match=r"^test: expected shape \[2, 3, 4\]"):
             function(x, x[:1])
         with pytest.raises(ValueError, match=r"^reference: expected a volume"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from microdiffusion_fast.kernels import _backend
 from microdiffusion_fast.kernels.volume_metrics import (
     evaluate_sums,
+    joint_counts,
     operators,
     overlap_counts,
     reference,
@@ -85,6 +86,8 @@ def test_equals_the_reference(
     overlaps = overlap_counts(x, y, (50.0, 61.0), scale=scale, offset=offset, clip=clip)
     expected = reference.overlap_counts(x, y, 50.0, 61.0, scale, offset, clip)
     assert torch.equal(overlaps, expected)
+    joint = joint_counts(x, y, ranges, scale=scale, offset=offset, clip=clip)
+    assert torch.equal(joint, reference.joint_counts(x, y, scale, offset, clip, ranges))
 
 
 @pytest.mark.parametrize("other", DTYPES)
@@ -115,6 +118,7 @@ def test_same_bits_on_every_instruction_set_and_for_any_threads(every_isa: list[
                         *operators.sums(x, y, 1.3, -4.0, [0.0, 255.0], [0.0, 255.0] * 2),
                         *operators.sums(*integers, 1.3, -4.0, [0.0, 255.0], [0.0, 256.0] * 2),
                         overlap_counts(x, y, (50.0, 60.0), scale=1.3),
+                        operators.joint(x, y, 1.3, -4.0, [0.0, 255.0], [0.0, 255.0] * 2),
                     ]
                 )
     finally:
@@ -145,6 +149,7 @@ def test_values_on_and_beside_bin_edges_are_counted_as_the_reference_counts_them
 ) -> None:
     rng = np.random.default_rng(seed)
     values = low + width * rng.integers(0, levels + 1, (2, 4, 150)) / levels
+    values[:, 2] = low + width * (rng.integers(0, 256, (2, 150)) + 0.5) / 256  # centres of bins
     if not dtype.is_floating_point:
         values = np.abs(values) % 256
     x = torch.from_numpy(values).to(dtype)
@@ -155,6 +160,8 @@ def test_values_on_and_beside_bin_edges_are_counted_as_the_reference_counts_them
     got = evaluate_sums(x, x, scale=scale, offset=offset, clip=clip, ranges=ranges)
     expected = reference.histograms(x, x, scale, offset, clip, ranges)
     assert torch.equal(torch.stack([got.histogram_x, got.histogram_y]), expected)
+    joint = joint_counts(x, x, ranges, scale=scale, offset=offset, clip=clip)
+    assert torch.equal(joint, reference.joint_counts(x, x, scale, offset, clip, ranges))
     # Thresholds that are mapped voxels: above is not equal.
     levels = float(x[0, 0, 0]) * scale + offset, float(x[1, 2, 3]) * scale + offset
     overlaps = overlap_counts(x, x, levels, scale=scale, offset=offset, clip=clip)
@@ -175,6 +182,8 @@ def test_ranges_that_no_arithmetic_resolves(limits: tuple[float, float]) -> None
         got = evaluate_sums(x, x, ranges=(limits, limits)).histogram_x
         expected = reference.histograms(x, x, 1.0, 0.0, None, (limits, limits))
         assert torch.equal(got, expected[0])
+        joint = joint_counts(x, x, (limits, limits))
+        assert torch.equal(joint, reference.joint_counts(x, x, 1.0, 0.0, None, (limits, limits)))
 
 
 @pytest.mark.parametrize("scale", [1.0, -2.0, 0.0])
@@ -194,6 +203,9 @@ def test_flat_volumes_on_and_off_an_edge(value: float) -> None:
     x[1, 50, 50:] = 1.0
     got = evaluate_sums(x, x, clip=(0.0, 1.0)).histogram_x
     assert (int(got[int(256 * value)]), int(got[255]), int(got.sum())) == (19950, 50, 20000)
+    limits = ((0.0, 1.0), (0.0, 1.0))
+    joint = joint_counts(x, x, limits, clip=(0.0, 1.0))
+    assert torch.equal(joint, reference.joint_counts(x, x, 1.0, 0.0, (0.0, 1.0), limits))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

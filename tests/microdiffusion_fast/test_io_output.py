@@ -13,6 +13,7 @@ import zarr
 
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import check_output, read_volume, write_volume
+from microdiffusion_fast.io_output import prepare_output
 
 DATA = np.random.default_rng(5).integers(0, 60_000, (6, 16, 18)).astype(np.uint16)
 VOXEL_SIZE = (1.3, 0.45, 0.3)
@@ -23,6 +24,16 @@ METADATA = {"kind": "projections", "step_length": 6}
 def store(tmp_path: Path) -> Path:
     data = np.random.default_rng(5).normal(size=(40, 16, 150)).astype(np.float32)
     return write_volume(tmp_path / "v.ome.zarr", data)
+
+
+def test_an_output_is_named_as_the_caller_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, overwrite in (("file", False), ("file", True), ("none/v.zarr", False)):
+        place = tmp_path / name
+        for options, expected in (({}, "path"), ({"argument": "output"}, "output")):
+            with pytest.raises(InputError) as caught:
+                prepare_output(place, overwrite=overwrite, store=True, **options)
+            assert caught.value.argument == expected
 
 
 SUFFIXES = [".tif", ".ome.tif", ".zarr", ".npy"]

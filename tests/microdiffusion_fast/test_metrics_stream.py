@@ -61,6 +61,62 @@ def test_a_test_volume_that_spans_less(tmp_path: Path) -> None:
     )
 
 
+def counted(data: np.ndarray) -> tuple[StoredStack, list[int]]:
+    """A stack in memory, and the slices that were read of it."""
+    shape: Any = data.shape
+    read: list[int] = []
+
+    def load(box: Any) -> np.ndarray:
+        read.extend(range(box.z.start, box.z.stop))
+        return data[box.slices]
+
+    return StoredStack(Path("memory"), shape, data.dtype, load), read
+
+
+@pytest.mark.parametrize("intensity", [None, (5.0, 60.0)])
+def test_each_volume_is_read_once_to_be_compared(intensity: tuple[float, float] | None) -> None:
+    reference, test = volumes("float32")
+    (x, of_x), (y, of_y) = counted(reference), counted(test)
+    got = evaluate_stored(y, x, intensity=intensity, memory=5000)
+    assert got == metrics.evaluate(test, reference, intensity=intensity)
+    slices = list(range(11))
+    assert of_y == slices
+    assert of_x == (slices if intensity else 2 * slices)  # its percentiles come before
+
+
+@pytest.mark.parametrize(
+    "values", [(20.0, 0.0), (20.0, 1e-9), (1e-3, 3.0), (1e4, 1.0), (-9.0, 1.0)]
+)
+def test_a_test_volume_of_little_or_no_contrast(values: tuple[float, float]) -> None:
+    """Constant, in a range that float64 hardly divides, and beyond the limits of the map."""
+    reference, test = (v.astype(np.float64) for v in volumes("float64"))
+    low, width = values
+    test = low + width * (test - test.min()) / np.ptp(test)
+    for one, other in ((test, reference), (reference, test)):
+        expected = metrics.evaluate(one, other, intensity=(5.0, 60.0))
+        assert evaluate_stored(held(one), held(other), intensity=(5.0, 60.0), memory=1) == expected
+
+
+def test_a_volume_and_itself() -> None:
+    stack = held(volumes("float32")[0])
+    assert evaluate_stored(stack, stack).dice == 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 600), st.sampled_from(["uint8", "float32", "float64"]))
+def test_voxels_at_a_threshold_are_counted_as_in_memory(seed: int, levels: int, dtype: str) -> None:
+    """Few grey levels: many lie at edges and centres of the bins."""
+    rng = np.random.default_rng(seed)
+    scale = 255.0 / levels if dtype != "uint8" else 1.0
+    reference, test = (
+        (rng.integers(0, levels + 1, (3, 20, 20)) % 256 * scale).astype(dtype) for _ in range(2)
+    )
+    reference[0, 0, :2] = 0, 255
+    expected = metrics.evaluate(test, reference, intensity=(0.0, 255.0))
+    got = evaluate_stored(held(test), held(reference), intensity=(0.0, 255.0), memory=1)
+    assert got == expected
+
+
 ELEMENTS = {
     "uint8": st.integers(0, 255),
     "uint16": st.integers(0, 2**16 - 1),
@@ -131,6 +187,19 @@ def test_slabs_are_no_larger_than_is_fast(chunk: int, memory: int, slices: int) 
     )
     slabs = slabs_of(stack, stack, memory)
     assert slabs[0].z.length == slices and slabs[-1].z.stop == 100
+
+
+def test_large_chunks_are_counted_while_they_are_decoded() -> None:
+    shape, dtype = (256, 512, 1024), np.dtype(np.float32)
+    large = StoredStack(Path("-"), shape, dtype, lambda box: np.empty(box.shape), (16, 512, 1024))
+    plain = StoredStack(Path("-"), shape, dtype, lambda box: np.empty(box.shape))
+    decoding, slab = 6 * 32 * 2**20, 16 * 2**20  # of a chunk; of a slice of both
+    slabs = slabs_of(large, plain, decoding + 8 * slab)
+    assert slabs[0].z.length == 8  # not the 16 that would fit without
+    with pytest.raises(InputError, match=r"^memory: expected at least 192 MiB to read a chunk"):
+        slabs_of(large, plain, decoding - 1)
+    with pytest.raises(InputError, match=r"^memory: expected at least 384 MiB to read a chunk"):
+        slabs_of(large, large, decoding)
 
 
 def test_faults_are_one_clear_line(tmp_path: Path) -> None:

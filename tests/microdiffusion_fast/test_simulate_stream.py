@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.io import read_volume, write_volume
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.simulate import Noise, simulate_projections
-from microdiffusion_fast.simulate_stream import simulate_stored
+from microdiffusion_fast.simulate_stream import _slabs, simulate_stored
+from microdiffusion_fast.store_source import StoredStack
 from microdiffusion_fast.store_verify import verify
 
 RNG = np.random.default_rng(0)
@@ -50,6 +52,18 @@ def test_the_bits_of_memory(
     np.testing.assert_array_equal(one.data, two.data)
     assert one.extra == two.extra and one.voxel_size == two.voxel_size
     assert verify(tmp_path / "disk.zarr").ok
+
+
+def test_a_large_chunk_is_counted_while_it_is_decoded() -> None:
+    shape, dtype = (256, 512, 1024), np.dtype(np.float32)
+    large = StoredStack(Path("-"), shape, dtype, lambda box: np.empty(box.shape), (16, 512, 1024))
+    plain = replace(large, chunks=(1, 1, 1))
+    decoding, window = 192 * 2**20, 2**19 * (6 * 12 + 24)
+    assert _slabs(large, 42, 6, 6, decoding + 2 * window) == _slabs(plain, 42, 6, 6, 2 * window)
+    assert len(_slabs(plain, 42, 6, 6, 2 * window)) == 21
+    expected = r"^memory: expected at least 240 MiB .*, 192 MiB of it to read a chunk"
+    with pytest.raises(InputError, match=expected):
+        _slabs(large, 42, 6, 6, decoding)
 
 
 @pytest.mark.parametrize(("stride", "start"), [(4, 0), (9, 2), (6, 5)])
