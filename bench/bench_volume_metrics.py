@@ -19,7 +19,8 @@ from bench.harness import (
 )
 from bench.peers import metrics as others
 from microdiffusion_fast import metrics
-from microdiffusion_fast.kernels import evaluate_sums
+from microdiffusion_fast.kernels import evaluate_sums, joint_counts
+from microdiffusion_fast.kernels.volume_metrics import reference
 
 SHAPE = choose(smoke=(16, 32, 32), cpu=(256, 256, 256), cuda=(512, 512, 512))
 SIZE = "x".join(map(str, SHAPE)) + " float32"
@@ -107,6 +108,27 @@ def _overlap(measure: Measure, name: str, kind: str, pair: Pair) -> None:
         floor_bytes=16 * x.numel(),
         exact=lambda: _all_exactly(x, y),
         tolerance=1e-6,
+    )
+    measure(row)
+
+
+def bench_joint(measure: Measure) -> None:
+    """What `evaluate` gathers from disk for both thresholds and the overlap."""
+    x, y = uniform_pair()
+    ranges = ((0.0, 255.0), (0.0, 255.0))
+
+    def plain() -> Tensor:
+        return reference.joint_counts(x, y, 1.0, 0.0, None, ranges)
+
+    row = Row(
+        "metrics.joint",
+        "joint counts of half bins, 512 x 512",
+        SIZE,
+        Contender(lambda: joint_counts(x, y, ranges)),
+        {"torch eager": lambda: Contender(plain, rounds=SLOW)},
+        floor_bytes=8 * x.numel(),
+        exact=plain,
+        tolerance=0.0,
     )
     measure(row)
 

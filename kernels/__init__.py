@@ -32,7 +32,7 @@ from .hash_encoding import (
     hash_encoding_grid,
     hash_encoding_projection,
 )
-from .volume_metrics import VolumeSums, evaluate_sums, overlap_counts
+from .volume_metrics import VolumeSums, evaluate_sums, joint_counts, overlap_counts
 from .windowed_ssim import windowed_ssim
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "hash_encoding",
     "hash_encoding_grid",
     "hash_encoding_projection",
+    "joint_counts",
     "overlap_counts",
     "windowed_ssim",
 ]
