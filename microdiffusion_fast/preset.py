@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,3 +105,15 @@ def noise_to_signal(images: Tensor, operator: AxialProjection) -> float:
     signal = float((images[1:] - images[:-1]).square().mean()) / 2
     gram = float(operator.weights.square().sum())
     return noise / max(gram * max(signal - noise, 0.01 * signal), 1e-12)
+
+
+def slice_noise(images: Tensor, operator: AxialProjection) -> float:
+    """Noise of single slices that a volume cannot have from its projections, standard deviation.
+
+    A slice recorded by itself is noisier than a weighted mean of many: white noise whose means
+    are those of the images [K, Y, X] has their variance over `(w * w).sum()` in every slice. Hard
+    consistency takes as much of it from K projections as K is of the slices they cover; the rest
+    is missing from the volume, and is an error against slices recorded one by one.
+    """
+    unseen = 1 - operator.count / int(operator.covered.sum())
+    return estimate_noise(images) * math.sqrt(unseen / float(operator.weights.square().sum()))

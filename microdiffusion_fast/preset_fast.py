@@ -14,7 +14,7 @@ from .errors import InputError
 from .exact import exact_plan
 from .inference import StackDenoiser
 from .inr import INROptions, fit_inr
-from .preset import Prepared, Request
+from .preset import Prepared, Request, slice_noise
 from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
 from .tensor_files import digest
 from .training_data import stated_blur
@@ -123,9 +123,11 @@ def prepare_fast(asked: Request) -> Prepared:
             both_ways=True,
         )
 
+    floor = 2 * slice_noise(images, operator) if consistency == "hard" else 0.0  # network units
+
     def stated() -> Tensor:
         assert denoise.deviation is not None
-        return denoise.deviation
+        return denoise.deviation.square().add(floor**2).sqrt()
 
     return Prepared(
         denoise=denoise,

@@ -36,8 +36,10 @@ class Reconstruction:
     Attributes:
         volume: [Z, Y, X] float32, in the intensity units of the projections.
         prior: [Z, Y, X] the INR rendered on the voxel grid, likewise.
-        uncertainty: [Z, Y, X] standard deviation, likewise: of its error as the network states it
-            for the posterior mean, of the samples where several were drawn; else None.
+        uncertainty: [Z, Y, X] standard deviation, likewise: for the posterior mean of its error
+            against slices recorded one by one, as the network states it and, where the volume
+            agrees with its projections, with their noise; of the samples where several were
+            drawn; else None.
         projections: the validated input.
         timings: seconds of each stage and in total.
         parameters: every option as resolved.

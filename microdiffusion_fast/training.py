@@ -24,10 +24,7 @@ from .training_step import ACTIVATIONS, clip_gradients, fast_bfloat16, training_
 
 VALIDATION_SEED = 900_000_000  # seeds from here on are never trained on
 _SLICES = 24  # slices a step predicts, about: windows times stride
-_STRONG = (
-    math.log(0.015),
-    math.log(0.2),
-)  # noise that hard consistency must not copy, of the range
+_STRONG = (math.log(0.015), math.log(0.2))  # noise of the range that must not be copied
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class TrainingConfig:
         pure_noise: share of the windows that start from pure noise, the task of the posterior mean.
         averaging: decay of the moving average of the weights, which is what is saved.
         noisy: share of the steps with so much noise that it is to be removed from the means too.
+        unstated: share of the stacks that state the assumed blur whatever it is.
         only_doubt: leaves the prediction as it is and trains what the network states of its error.
         checkpoint: steps between checkpoints.
         network: widths and blocks; a smaller network to start from grows into it.
@@ -58,6 +56,7 @@ class TrainingConfig:
     pure_noise: float = 0.5
     averaging: float = 0.998
     noisy: float = 0.2
+    unstated: float = 0.5
     only_doubt: bool = False
     checkpoint: int = 250
     network: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -69,7 +68,7 @@ class TrainingConfig:
                 raise InputError(name, f"an integer of at least {least}", getattr(self, name))
         if not 0 <= self.seed < 1000:
             raise InputError("seed", "an integer in [0, 1000)", self.seed)
-        for name in ("pure_noise", "noisy"):
+        for name in ("pure_noise", "noisy", "unstated"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, "a share in [0, 1]", getattr(self, name))
 
@@ -143,7 +142,7 @@ def _train_step(
     """One optimiser step; returns the gain over linear interpolation in dB."""
     rng = np.random.default_rng([config.seed, run.step])
     generator = torch.Generator().manual_seed(config.seed * 10_000_000 + run.step)
-    acquisition = Acquisition.random(rng)
+    acquisition = Acquisition.random(rng, unstated=config.unstated)
     count = max(1, round(_SLICES / acquisition.stride))
     noise, noisy = 0.0, rng.random() < config.noisy
     if noisy:

@@ -61,15 +61,16 @@ class Acquisition:
         return cls(step_length, stride or step_length, weights, blur)
 
     @classmethod
-    def random(cls, rng: np.random.Generator) -> Acquisition:
+    def random(cls, rng: np.random.Generator, *, unstated: float = 0.5) -> Acquisition:
         """Draw one of the acquisitions that one checkpoint serves: step lengths 2 to 12, and now
-        and then their double, at which adaptation is checked."""
+        and then their double, at which adaptation is checked. The share `unstated` of them states
+        the assumed blur whatever it is."""
         s = int(rng.choice(np.arange(2, 13), p=_STEP_SHARES))
         s *= 2 if s > 6 and rng.random() < 0.3 else 1
         stride = s if rng.random() < 0.8 else int(rng.integers(max(1, s // 2), s + 4))
         blur = 0.0 if rng.random() < 0.2 else float(rng.uniform(*_BLURS[int(rng.integers(3))]))
         drawn = cls.uniform(s, stride, blur)
-        if rng.random() < 0.5:
+        if rng.random() < unstated:
             # most users state none: the network has to see it in the projections
             drawn = replace(drawn, stated_blur=ASSUMED_BLUR)
         elif rng.random() < 0.5:
