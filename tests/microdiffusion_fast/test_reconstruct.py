@@ -18,6 +18,8 @@ from bench.small_network import random_network
 from microdiffusion_fast import estimate, metrics
 from microdiffusion_fast.denoiser import DenoiserConfig, save_denoiser
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.forward_model import AxialProjection
+from microdiffusion_fast.preset import slice_noise
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
 from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.reconstruct import Reconstruction, noise_to_signal, reconstruct
@@ -272,6 +274,33 @@ def test_the_posterior_mean_states_its_deviation(quick: Run, stack: Projections)
     assert mean.parameters["estimate"] == "posterior mean"
     assert mean.uncertainty is not None and mean.uncertainty.shape == mean.volume.shape
     assert 0 < mean.uncertainty.min() and mean.uncertainty.max() < 10 * span(stack)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(6, 6), (6, 3), (6, 8), (4, 4)])
+def test_slice_noise_is_what_consistency_misses_of_white_noise(length: int, stride: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    depth = length + 8 * stride
+    noise = 0.02 * torch.randn((depth, 48, 48), generator=generator)
+    operator = AxialProjection(depth, length, stride=stride)
+    images = operator(noise)
+    missed = noise - operator.consistent(torch.zeros_like(noise), images)
+    expected = float(missed[operator.covered].square().mean().sqrt())
+    assert slice_noise(images, operator) == pytest.approx(expected, rel=0.05)
+
+
+def test_what_is_stated_has_the_noise_of_slices_where_it_is_copied(quick: Run) -> None:
+    clean = phantom(shape=(24, 24, 28))
+    noise = 0.01 * np.random.default_rng(0).standard_normal(clean.shape, np.float32)
+    stack = stack_of(clean + noise)
+    low, high = stack.intensity_range()
+    images = (stack.images - low) / (high - low)
+    floor = slice_noise(images, stack.operator) * (high - low)
+    hard, off = (quick(stack, consistency=how) for how in ("hard", "off"))
+    assert floor > 0.5 * 0.01 and hard.uncertainty is not None and off.uncertainty is not None
+    # the priors, and with them the states, are not the same: a few tenths of a per cent
+    expected = np.hypot(off.uncertainty, floor)
+    assert float(np.median(hard.uncertainty / expected)) == pytest.approx(1, abs=2e-3)
+    assert hard.uncertainty.min() >= floor > 5 * abs(np.median(hard.uncertainty - expected))
 
 
 def test_the_posterior_mean_is_no_sample(quick: Run, stack: Projections) -> None:
