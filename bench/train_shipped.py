@@ -4,7 +4,7 @@
 
 Stages 1 and 2 are `microdiffusion_fast.training.train` with the settings of the card and the
 smaller `network=DenoiserConfig(quarter_blocks=2, head_blocks=3)`. Every stage goes on where it was
-stopped. About four hours on two cores; `prior` and `noisy` are what ships. Stages 3 to 5 ran before
+stopped. About six hours on two cores; `prior` and `noisy` are what ships. Stages 3 to 5 ran before
 training knew unstated blurs, limited peaks and strong noise, so that a repetition gives other bits.
 """
 
