@@ -86,13 +86,13 @@ def test_an_array_of_jobs_one_killed_one_requeued(
 ) -> None:
     source, output, script = tmp_path / "p.npy", tmp_path / "v.zarr", tmp_path / "job.sh"
     np.save(source, np.random.default_rng(0).random((6, 600, 600), np.float32))
-    options = {"adapt": False, "denoiser": small_stack.denoiser, "memory": "160MiB"}
+    options = {"adapt": False, "denoiser": small_stack.denoiser, "memory": "200MiB"}
     expected = stream_reconstruct(
         source, tmp_path / "w.zarr", step_length=STEP, threads=1, **options  # type: ignore[arg-type]
     )  # fmt: skip
     assert expected.tiles >= 8  # each part has some left when it has done its first
     command = [sys.executable, "-m", "microdiffusion_fast", "reconstruct", str(source), "-o"]
-    command += [str(output), "--step-length", str(STEP), "--no-adapt", "--memory", "160MiB"]
+    command += [str(output), "--step-length", str(STEP), "--no-adapt", "--memory", "200MiB"]
     command += ["--denoiser", str(small_stack.denoiser), "--threads", "1"]
     subprocess.run([*command, "--sbatch", str(script), "--parts", "2"], check=True, cwd=tmp_path)
     number = sh("sbatch", "--parsable", str(script)).strip()

@@ -138,12 +138,12 @@ def test_a_chunk_larger_than_a_tile_is_in_the_budget(folder: Path, tmp_path: Pat
     with pytest.raises(InputError, match=r"^memory: .* 22 MiB of it to read a chunk of the"):
         stream_reconstruct(tmp_path / "400.zarr", tmp_path / "v.zarr", memory="80MiB", **options)
     large = stream_reconstruct(
-        tmp_path / "400.zarr", tmp_path / "v.zarr", memory="100MiB", **options
+        tmp_path / "400.zarr", tmp_path / "v.zarr", memory="102MiB", **options
     ).planned
-    assert large.prediction.memory <= 100 * 2**20
+    assert large.prediction.memory <= 102 * 2**20
     whole = reading_bytes(large.stack) - reading_bytes(small.stack)
     assert large.prediction.memory - small.prediction.memory >= whole > 20 * 2**20
-    assert large.keep <= 100 * 2**20 - whole
+    assert large.keep <= 102 * 2**20 - whole
 
 
 def test_coarser_resolutions_are_in_the_prediction(
