@@ -90,8 +90,10 @@ class DaskTiles:
     @staticmethod
     def _result(future: Any) -> list[TileReceipt] | InputError:
         """What a task gave; the worker that holds it may be lost, then it is computed again."""
-        failed = future.status == "error"  # its own exception may be a TimeoutError
-        found: list[TileReceipt] | InputError = future.result(timeout=None if failed else LOOK)
+        if future.status == "error" and isinstance(error := future.exception(), TimeoutError):
+            # of a file system, say: raised here it would pass for one of Dask, and be waited out
+            return InputError("scheduler", "workers that can read and write in time", repr(error))
+        found: list[TileReceipt] | InputError = future.result(timeout=LOOK)
         return found
 
     def _patiently(self, call: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ class SmallStack:
             "denoiser": str(self.denoiser),
             "adapt": False,
             "chunks": [4, 8, 8],
-            "memory": "67.4MiB",  # one shard a tile: all but little is the constant part
+            "memory": "67.5MiB",  # one shard a tile: all but little is the constant part
             "threads": 1,
         }
 

@@ -347,3 +347,15 @@ def test_a_cluster_leaves_the_environment_alone() -> None:
     with connect("local:1", threads=1):
         pass
     assert dict(os.environ) == before
+
+
+def test_a_task_that_times_out_is_not_waited_for() -> None:
+    class Failed:
+        status = "error"
+
+        def exception(self) -> BaseException:
+            return TimeoutError("the file system")
+
+    found = DaskTiles._result(Failed())
+    assert isinstance(found, InputError)
+    assert str(found).startswith("scheduler: expected workers that can read and write in time")
