@@ -115,7 +115,7 @@ def noise_to_error(
     seen = liveliest(projections, CHECK_SIDE)
     guess = posterior_mean(denoiser, seen, operator, axial_blur=blur)
     differs = float((seen - operator(guess)).abs().median() / 0.6745) ** 2
-    noise = noise_of(projections) ** 2
+    noise = estimate_noise(seen) ** 2
     if not math.isfinite(differs):
         return 0.0  # the guess is worth nothing
     return noise / max(differs - noise, LEAST * differs, 1e-12)

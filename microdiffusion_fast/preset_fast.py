@@ -123,10 +123,10 @@ def prepare_fast(asked: Request) -> Prepared:
             both_ways=True,
         )
 
-    floor = 2 * slice_noise(images, operator) if consistency == "hard" else 0.0  # network units
-
     def stated() -> Tensor:
         assert denoise.deviation is not None
+        # in network units
+        floor = 2 * slice_noise(images, operator) if consistency == "hard" else 0.0
         return denoise.deviation.square().add(floor**2).sqrt()
 
     return Prepared(
