@@ -62,6 +62,23 @@ PaperSteps = Annotated[
         rich_help_panel="Reconstruction",
     ),
 ]
+SweepMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Go from disk to disk within this much, such as 4GiB; without an INR.",
+        rich_help_panel="Larger than memory",
+    ),
+]
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep",
+        help="Leave projections and reconstructions of --memory in DIR/volumes.",
+        rich_help_panel="Larger than memory",
+    ),
+]
 
 
 @sweep.command("step-length")
@@ -78,29 +95,56 @@ def step_length(
     inr_steps: option.InrSteps = None,
     seed: option.Seed = 0,
     device: option.Device = None,
+    memory: SweepMemory = None,
+    keep: Keep = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Quality against acquisition speed: VOLUME from ever fewer projections, by every method.
 
     A sweep that was interrupted goes on where it stopped when it is run again.
     """
+    from microdiffusion_fast import cli_stream as stream
+    from microdiffusion_fast.cli_support import VOLUME
     from microdiffusion_fast.experiments import sweep_step_length
+    from microdiffusion_fast.experiments_stored import sweep_step_length_stored
 
-    lengths = _numbers(step_lengths, "--step-lengths", whole=True)
-    result = sweep_step_length(
-        volume,
-        output,
-        step_lengths=[int(length) for length in lengths],
-        preset=preset,
-        train_steps=train_steps,
-        adapt=adapt is not False,
-        adapt_steps=adapt_steps,
-        axial_blur=axial_blur,
-        inr_steps=inr_steps,
-        seed=seed,
-        device=device,
-        progress=not quiet,
-    )
+    numbers = _numbers(step_lengths, "--step-lengths", whole=True)
+    lengths = [int(number) for number in numbers]
+    if memory is not None:
+        paper = None if preset == "fast" else preset
+        stream.refuse({"--preset": paper, "--train-steps": train_steps, "--inr-steps": inr_steps})
+        result = sweep_step_length_stored(
+            volume,
+            output,
+            step_lengths=lengths,
+            adapt=adapt is not False,
+            adapt_steps=adapt_steps,
+            axial_blur=axial_blur,
+            seed=seed,
+            device=device,
+            memory=memory,
+            keep=keep,
+            progress=not quiet,
+        )
+    else:
+        if keep:
+            raise InputError("--keep", "--memory with it", "none")
+        bytes_each = stream.RECONSTRUCT_BYTES
+        stream.refuse_too_large(volume, VOLUME, bytes_per_voxel=bytes_each)
+        result = sweep_step_length(
+            volume,
+            output,
+            step_lengths=lengths,
+            preset=preset,
+            train_steps=train_steps,
+            adapt=adapt is not False,
+            adapt_steps=adapt_steps,
+            axial_blur=axial_blur,
+            inr_steps=inr_steps,
+            seed=seed,
+            device=device,
+            progress=not quiet,
+        )
     if not quiet:
         _report(result, {"step_length": "step length"}, "speed_up")
 

@@ -9,14 +9,14 @@ Source: MicroDiffusion (arXiv 2403.10815), supplement, Figures 1 and 2.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from microdiffusion_fast.cli_support import VOLUME, naming, to_json
+from microdiffusion_fast.cli_support import VOLUME, naming
 from microdiffusion_fast.demo_methods import score
 from microdiffusion_fast.errors import InputError
 from microdiffusion_fast.experiments_checks import (
@@ -38,14 +38,11 @@ from microdiffusion_fast.experiments_methods import (
     gamma_tasks,
     step_length_tasks,
 )
-from microdiffusion_fast.experiments_page import Sweeping, sweep_report
-from microdiffusion_fast.experiments_store import Cell, Store, write_csv, write_file, write_json
+from microdiffusion_fast.experiments_page import Sweeping
+from microdiffusion_fast.experiments_results import Sweep, finish, identity_of, rows_of
+from microdiffusion_fast.experiments_store import Cell, Store
 from microdiffusion_fast.experiments_subject import Options, Subject
-from microdiffusion_fast.info import machine, weights
 from microdiffusion_fast.progress import Progress, ProgressCallback, ProgressEvent
-from microdiffusion_fast.provenance import versions
-from microdiffusion_fast.report_html import render
-from microdiffusion_fast.report_style import Page, save
 from microdiffusion_fast.schedule_gamma import GammaSchedule
 
 STEP_LENGTHS = (2, 4, 6, 8, 10, 12)
@@ -54,22 +51,6 @@ GAMMAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # with the prior once, so a gamma means less in 8 steps than in the 1000 of the paper.
 CHAIN_STEPS = 8
 Volume = str | os.PathLike[str] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep leaves.
-
-    Attributes:
-        folder: holds results.csv, results.json, metrics.json, figure.png, figure.pdf, report.html
-            and cells/.
-        rows: one for every method at every parameter, as in results.csv.
-        metrics: the contents of `metrics.json`: the rows, and the seconds, machine and versions.
-    """
-
-    folder: Path
-    rows: tuple[dict[str, Any], ...]
-    metrics: dict[str, Any]
 
 
 def sweep_step_length(
@@ -121,7 +102,7 @@ def sweep_step_length(
         stacks = [subject.project(length, seed) for length in wanted]
     # not of the list that was asked for: it may grow, and the images stay
     cuts = Cuts.of(subject.truth, subject.voxel_size, STEP_LENGTHS)
-    identity = _identity("step-length", subject, asdict(options))
+    identity = identity_of("step-length", subject.record, asdict(options))
     with Store(Path(output), identity) as store:
         tasks = [task for stack in stacks for task in step_length_tasks(store, stack, options)]
         cells = _run(store, subject, tasks, cuts, progress=progress, callback=callback)
@@ -138,7 +119,7 @@ def sweep_step_length(
             method=preset,
             lines=step_length_lines(plain),
         )
-        return _finish(store, subject, scene, shown, page)
+        return finish(store, subject.name, scene, shown, page)
 
 
 def sweep_gamma(
@@ -203,7 +184,8 @@ def sweep_gamma(
     with naming(projections="--step-length", step_length="--step-length", volume=VOLUME):
         stack = subject.project(step_length, seed)
     cuts = Cuts.of(subject.truth, subject.voxel_size, [step_length])
-    identity = _identity("gamma", subject, {"step_length": step_length, **asdict(options)})
+    settings = {"step_length": step_length, **asdict(options)}
+    identity = identity_of("gamma", subject.record, settings)
     with Store(Path(output), identity) as store:
         tasks = gamma_tasks(store, stack, options, values, schedules)
         cells = _run(store, subject, tasks, cuts, progress=progress, callback=callback)
@@ -229,7 +211,7 @@ def sweep_gamma(
             lines=gamma_lines(plain, method=method, schedule=schedule),
             schedule=schedule,
         )
-        return _finish(store, subject, scene, shown, page)
+        return finish(store, subject.name, scene, shown, page)
 
 
 def _run(
@@ -271,14 +253,8 @@ def _run(
     return cells
 
 
-def _identity(experiment: str, subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
-    version = versions()["microdiffusion_fast"]
-    return {
-        "experiment": experiment,
-        "version": version,
-        "volume": subject.record,
-        "settings": settings,
-    }
+def _rows(tasks: Sequence[Task], cells: dict[str, Cell]) -> list[tuple[dict[str, Any], Cell]]:
+    return rows_of([entry for task in tasks for entry in task.entries], cells)
 
 
 def _scene(subject: Subject, cuts: Cuts, words: str, note: str) -> Scene:
@@ -289,38 +265,3 @@ def _scene(subject: Subject, cuts: Cuts, words: str, note: str) -> Scene:
         title=f"{subject.name}: {words}",
         note=note,
     )
-
-
-def _rows(tasks: Sequence[Task], cells: Mapping[str, Cell]) -> list[tuple[dict[str, Any], Cell]]:
-    """The rows of the table, each with the cell that it is from."""
-    found = [(entry, cells[entry.name]) for task in tasks for entry in task.entries]
-    return [
-        ({**to_json(entry.at), "method": entry.method, **cell.scores}, cell)
-        for entry, cell in found
-    ]
-
-
-def _finish(store: Store, subject: Subject, scene: Scene, shown: Sweeping, page: Page) -> Sweep:
-    """Write tables, figure and page; what differs from run to run is in `metrics.json` and on the
-    page.
-    """
-    rows = [dict(row) for row, _ in shown.found]
-    for suffix in ("png", "pdf"):
-        write_file(store.folder / f"figure.{suffix}", lambda part: save(page, part))
-    write_csv(store.folder / "results.csv", rows)
-    write_json(store.folder / "results.json", {**store.identity, "rows": rows})
-    record = {
-        **store.identity,
-        "input": subject.name,
-        "shape": subject.truth.shape,
-        "rows": [{**row, **cell.notes} for row, cell in shown.found],
-        "seconds": sum(cell.notes.get("seconds", 0.0) for _, cell in shown.found),
-        "weights_sha256": weights()["sha256"],
-        "versions": versions(),
-        "machine": machine(),
-    }
-    plain = to_json(record)
-    html = render(sweep_report(scene, shown, plain))
-    write_file(store.folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
-    write_json(store.folder / "metrics.json", plain)
-    return Sweep(store.folder, tuple(rows), plain)

@@ -19,11 +19,13 @@ class Cuts:
         z: the slice.
         y: the row of the section.
         size: (z, y, x) of the volume in micrometres, or in voxels of unknown size.
+        origin: (z, y) of the first voxel, where the volume is a block of a larger one.
     """
 
     z: int
     y: int
     size: tuple[float, float, float]
+    origin: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(
@@ -31,6 +33,8 @@ class Cuts:
         truth: Volume,
         voxel_size: tuple[float, float, float] | None,
         step_lengths: Sequence[int],
+        *,
+        origin: tuple[int, int] = (0, 0),
     ) -> Cuts:
         """Choose a slice that is far from the centre of its projection at all step lengths, where
         depth is hardest, and has contrast; from truth and geometry alone, so no method is favoured.
@@ -50,15 +54,15 @@ class Cuts:
         y = int(np.argmax(truth.std(axis=(0, 2))))
         sides = (n * d for n, d in zip(truth.shape, voxel_size or (1.0, 1.0, 1.0), strict=True))
         high, tall, wide = sides
-        return cls(z, y, (high, tall, wide))
+        return cls(z, y, (high, tall, wide), origin)
 
     @property
     def rows(self) -> dict[str, tuple[str, tuple[float, float]]]:
         """Label and extent (height, width) of every image, in the order of the figure."""
         depth, tall, wide = self.size
         return {
-            "slice": (f"xy, slice z = {self.z}", (tall, wide)),
-            "section": (f"xz, row y = {self.y}", (depth, wide)),
+            "slice": (f"xy, slice z = {self.origin[0] + self.z}", (tall, wide)),
+            "section": (f"xz, row y = {self.origin[1] + self.y}", (depth, wide)),
             "maximum_z": ("maximum along z", (tall, wide)),
             "maximum_y": ("maximum along y", (depth, wide)),
         }

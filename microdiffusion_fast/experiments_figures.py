@@ -26,7 +26,7 @@ from microdiffusion_fast.report_style import (
 _TOP, _BETWEEN, _BOTTOM, _MARGIN = 1.3, 0.6, 0.62, 0.25
 _WIDTH = 13.4  # room for three plots with the names of their lines, and for seven images
 _COLUMNS, _WIDEST = 7, 2.4
-_METRICS = "PSNR and SSIM: means over the covered slices; DICE: of their volume."
+COVERED = "PSNR and SSIM: means over the covered slices; DICE: of their volume."
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Scene:
         unit: of the scale bars.
         title: headline.
         note: a line below it.
+        scored: what the metrics are of.
     """
 
     truth: Volume
@@ -46,6 +47,7 @@ class Scene:
     unit: str
     title: str
     note: str
+    scored: str = COVERED
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _draw_images(scene: Scene, columns: Sequence[_Column]) -> tuple[Page, float]
     images = sum(heights.values()) + len(heights) * GAP
     height = _TOP + images + _BETWEEN + PLOT_HEIGHT + _BOTTOM
     page = new_page(_WIDTH, height, panel_width=panel)
-    page.headline(scene.title, f"{scene.note} {_METRICS}")
+    page.headline(scene.title, f"{scene.note} {scene.scored}")
     whole = scene.cuts.take(scene.truth)
     top = _TOP
     for index, (name, (label, extent)) in enumerate(rows.items()):

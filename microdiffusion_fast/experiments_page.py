@@ -75,7 +75,7 @@ def sweep_report(scene: Scene, sweep: Sweeping, record: Mapping[str, Any]) -> Re
     parts = {
         "curves": ("Curves", _curves(sweep)),
         "pictures": ("Pictures", pictures),
-        "scores": ("Scores", _scores(sweep)),
+        "scores": ("Scores", _scores(sweep, scene.scored)),
         "made": ("How it was made", made(details, None, None)),
     }
     values = [words(value) for value in sweep.values]
@@ -173,7 +173,7 @@ def _pictures(scene: Scene, sweep: Sweeping) -> tuple[str, list[str]]:
     return section("pictures", "Pictures", body, note), captions
 
 
-def _scores(sweep: Sweeping) -> str:
+def _scores(sweep: Sweeping, caption: str) -> str:
     rows = [row for row, _ in sweep.found]
     named = [sweep.column] + (["gamma_schedule"] if "gamma_schedule" in rows[0] else [])
     lines = []
@@ -182,7 +182,6 @@ def _scores(sweep: Sweeping) -> str:
         cells += ["" if row[name] is None else escape(words(row[name])) for name in named]
         lines.append([*cells, *(_score(row, key) for key in METRICS)])
     head = ["method", *(name.replace("_", " ") for name in named), *METRICS.values()]
-    caption = "PSNR and SSIM: means over the covered slices; DICE: of their volume."
     return section("scores", "Scores", table(head, lines, caption=caption))
 
 

@@ -30,7 +30,8 @@ from microdiffusion_fast.records import first_difference
 from microdiffusion_fast.tensor_files import read_tensors, write_tensors
 
 IDENTITY = "sweep.json"
-_BEGUN = {IDENTITY, "cells"}  # what a sweep without any cell may have left
+VOLUMES = "volumes"  # of a sweep from disk to disk
+_BEGUN = {IDENTITY, "cells", VOLUMES}  # what a sweep without any cell may have left
 
 
 @dataclass(frozen=True, eq=False)

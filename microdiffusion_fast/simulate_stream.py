@@ -62,23 +62,16 @@ def simulate_stored(
     """
     volume = source if isinstance(source, StoredStack) else open_stack(source)
     refuse_input(Path(output), volume.path)
-    depth, height, width = volume.shape
-    operator = projection_of(
-        depth, step_length=step_length, stride=stride, weights=weights, start=start
-    )
-    size = volume.voxel_size if voxel_size is None else voxel_size
-    stand_in = torch.arange(64.0).view(1, 8, 8).expand(operator.count, 8, 8)
-    if min(height, width) < 8:
-        raise InputError("volume", "at least 8 x 8 pixels", f"shape {list(volume.shape)}")
-    made = Projections(
-        stand_in,
+    _, height, width = volume.shape
+    made = geometry_of(
+        volume,
         step_length=step_length,
-        stride=stride,  # type: ignore[arg-type]
+        stride=stride,
+        weights=weights,
         start=start,
-        weights=None if weights is None else tuple(weights),
-        depth=depth,
-        voxel_size=size,
+        voxel_size=voxel_size,
     )
+    operator = made.operator
     if not Path(output).name.lower().endswith(".zarr"):
         raise InputError("output", "a name ending in .ome.zarr or .zarr", str(output))
     target = prepare_output(Path(output), overwrite=overwrite, store=True, argument="output")
@@ -127,6 +120,37 @@ def simulate_stored(
             array[slab.start : slab.stop] = images
             bar.advance(1)
     return open_stack(target)
+
+
+def geometry_of(
+    volume: StoredStack,
+    *,
+    step_length: int,
+    stride: int | None = None,
+    weights: Sequence[float] | None = None,
+    start: int = 0,
+    voxel_size: VoxelSize | None = None,
+) -> Projections:
+    """The projections that `simulate_stored` makes, with a stand-in for their images.
+
+    Raises:
+        InputError: a geometry that does not fit in the volume, or images of too few pixels.
+    """
+    depth, height, width = volume.shape
+    operator = projection_of(
+        depth, step_length=step_length, stride=stride, weights=weights, start=start
+    )
+    if min(height, width) < 8:
+        raise InputError("volume", "at least 8 x 8 pixels", f"shape {list(volume.shape)}")
+    return Projections(
+        torch.arange(64.0).view(1, 8, 8).expand(operator.count, 8, 8),
+        step_length=step_length,
+        stride=stride,  # type: ignore[arg-type]
+        start=start,
+        weights=None if weights is None else tuple(weights),
+        depth=depth,
+        voxel_size=volume.voxel_size if voxel_size is None else voxel_size,
+    )
 
 
 def _slabs(

@@ -157,12 +157,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from microdiffusion_fast import experiments, experiments_store
+from microdiffusion_fast import experiments, experiments_results, experiments_store
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 where, truth, folder = sys.argv[1:]
-written, drawn, kept = experiments_store.write_tensors, experiments.save, []
+written, drawn, kept = experiments_store.write_tensors, experiments_results.save, []
 
 def write(path, tensors, metadata):
     kept.append(path)
@@ -179,7 +179,7 @@ def save(page, path):
         die()
     return drawn(page, path)
 
-experiments_store.write_tensors, experiments.save = write, save
+experiments_store.write_tensors, experiments_results.save = write, save
 options = dict(gammas=(0.5, 0), gamma_schedules=("constant", "late-release"), step_length=4)
 experiments.sweep_gamma(
     np.load(truth), Path(folder), **options, steps=2, consistency="off", adapt=False, inr_steps=2

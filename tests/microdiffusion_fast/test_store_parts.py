@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +232,24 @@ def test_many_end_at_the_same_time(tmp_path: Path, attempt: int) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.zarr"]
 
 
+def before_change(number: int) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook that kills its process before that change of a file or folder, from 0."""
+    changes = {"os.mkdir", "os.remove", "os.rename", "os.rmdir"}
+    left = number
+
+    def kill(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        writing = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writing or event in changes:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill
+
+
 def test_the_last_one_is_killed(tmp_path: Path) -> None:
-    """At random moments of its finishing; whoever comes after it finishes."""
-    rng = np.random.default_rng(0)
+    """At every fourth change of a file while it finishes; whoever comes after it finishes."""
     begun = tmp_path / "begun.zarr"
     with store_at(begun) as store:
         fill(store, slice(None))
@@ -245,15 +262,17 @@ def test_the_last_one_is_killed(tmp_path: Path) -> None:
             pass
         return 0
 
-    kills = 0
-    for attempt in range(12):
-        path = tmp_path / f"v{attempt}.zarr"
-        shutil.copytree(tmp_path / ".begun.zarr.partial", tmp_path / f".v{attempt}.zarr.partial")
-        child = fork(lambda path=path: work(path))  # type: ignore[misc]
-        time.sleep(rng.uniform(0, 0.25))
-        os.kill(child, signal.SIGKILL)
-        kills += codes([child]) != [0]
+    def killed(path: Path, number: int) -> int:
+        sys.addaudithook(before_change(number))
+        return work(path)
+
+    kills, late = 0, 0
+    for number in range(0, 1000, 4):
+        path = tmp_path / f"v{number}.zarr"
+        shutil.copytree(tmp_path / ".begun.zarr.partial", tmp_path / f".v{number}.zarr.partial")
+        (code,) = codes([fork(partial(killed, path, number))])
         if path.exists():
+            late += code != 0
             assert is_finished(path, RUN)
             np.testing.assert_array_equal(read_volume(path).data, DATA)
             assert verify(path).ok
@@ -261,8 +280,12 @@ def test_the_last_one_is_killed(tmp_path: Path) -> None:
         else:
             work(path)
         np.testing.assert_array_equal(read_volume(path).data, DATA)
-        assert not list(tmp_path.glob(f".v{attempt}.*"))
-    assert kills >= 3
+        assert not list(tmp_path.glob(f".v{number}.*"))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills >= 8 and late >= 1  # also when the volume had its name, and the rest was removed
 
 
 def test_who_comes_when_it_is_finished(tmp_path: Path) -> None:

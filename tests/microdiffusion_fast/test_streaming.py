@@ -353,7 +353,7 @@ KILLED = """
     from microdiffusion_fast.streaming import stream_reconstruct
 
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    rng, longest = random.Random(sys.argv[3]), float(sys.argv[4])
+    rng, longest = random.Random(sys.argv[3]), 0.05
     for attempt in range(20):
         child = os.fork()
         if child == 0:
@@ -364,7 +364,7 @@ KILLED = """
             )
             os._exit(0)
         time.sleep(rng.uniform(0, longest))
-        longest *= 1.5  # the last attempts get through
+        longest *= 1.5  # the first hardly begin, on any machine, the last get through
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0:
             break
@@ -386,10 +386,10 @@ def one_thread() -> Iterator[None]:
 def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
     """The bits of an uninterrupted run, and no name before the volume is complete."""
     whole, output = tmp_path / "whole.zarr", tmp_path / "v.zarr"
-    seconds = stream(folder, whole).seconds
+    stream(folder, whole)
     seed = os.environ.get("KILL_SEED", "1")
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), folder, output, seed, str(0.6 * seconds)],
+        [sys.executable, "-c", textwrap.dedent(KILLED), folder, output, seed],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -76,24 +76,26 @@ PARTS = """
     from microdiffusion_fast.streaming import stream_reconstruct
 
     source, output, options, seed, longest = json.loads(sys.argv[1])
-    rng, count, kills, makers = random.Random(seed), 3, 0, 0
+    rng, count, kills = random.Random(seed), 3, 0
     torch.set_num_threads(1)
 
-    def start(number):
+    def start(number, last=None):
+        def die(event):
+            if event.stage == "reconstruct" and event.done == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         child = os.fork()
         if child == 0:
             was = os.path.exists(output)
-            done = stream_reconstruct(source, output, shard=f"{number}/{count}", **options)
+            shard = f"{number}/{count}"
+            done = stream_reconstruct(source, output, shard=shard, callback=die, **options)
             os._exit(7 if done.finished and not was else 0)
         return child
 
-    waiting = set(range(1, count + 1))
+    # the first death is certain: the clock may be late
+    waiting = {1, 2, 3}
+    children = {start(1): 1, start(2): 2, start(3, rng.randint(1, 5)): 3}
     while waiting:
-        children = {start(number): number for number in waiting}
-        if longest < 20:
-            time.sleep(rng.uniform(0, longest))
-            os.kill(rng.choice(list(children)), signal.SIGKILL)
-            longest *= 2
         for _ in range(len(children)):
             child, status = os.wait()
             code = os.waitstatus_to_exitcode(status)
@@ -101,6 +103,11 @@ PARTS = """
             kills += code == -signal.SIGKILL
             if code >= 0:
                 waiting.remove(children[child])
+        children = {start(number): number for number in waiting}
+        if children and longest < 20:
+            time.sleep(rng.uniform(0, longest))
+            os.kill(rng.choice(list(children)), signal.SIGKILL)
+            longest *= 2
     print(json.dumps({"kills": kills, "exists": os.path.exists(output)}))
 """
 

@@ -168,24 +168,44 @@ def test_nothing_connects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert np.isfinite(found.volume).all()
 
 
+SIGNALLED = """
+# The command line, with a signal of its own while it writes a file into its hidden folder.
+import os, sys
+from pathlib import Path
+from microdiffusion_fast import cli
+
+number, synced = int(sys.argv.pop(1)), os.fsync
+
+def fsync(place):
+    synced(place)
+    path = Path(f"/proc/self/fd/{place}").readlink()
+    if path.parent.name.startswith(".out."):
+        print(path.parent.name, path.name, flush=True)
+        os.kill(os.getpid(), number)
+
+os.fsync = fsync
+cli.main()
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 def test_signals(tmp_path: Path, number: signal.Signals, code: int, said: str) -> None:
     """While a demo fills its hidden folder: it goes, and nothing else is there."""
-    volume = write_volume(tmp_path / "v.tif", np.random.default_rng(0).random((24, 96, 96)))
+    volume = write_volume(tmp_path / "v.tif", np.random.default_rng(0).random((12, 16, 16)))
     output = tmp_path / "made" / "out"
     output.parent.mkdir()
-    command = [sys.executable, "-m", "microdiffusion_fast", "demo", str(volume), "-o", str(output)]
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), "demo", str(volume)]
+    command += ["-o", str(output), "--no-adapt", "--inr-steps", "1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        while process.poll() is None and not list(output.parent.iterdir()):
-            time.sleep(0.002)  # not longer: the folder may be full by then
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert errors.splitlines()[-1] == said
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1] == said
+    (folder, file), *more = (line.split() for line in done.stdout.splitlines())
+    assert folder.endswith(".partial") and file.startswith(".projections.ome.tif.")
+    assert not more  # it did not go on
     assert not list(output.parent.iterdir())
 
 
