@@ -170,10 +170,12 @@ def test_nothing_connects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 SIGNALLED = """
 # The command line, with a signal of its own while it writes a file into its hidden folder.
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from microdiffusion_fast import cli
 
+# a shell starts what it runs in the background with SIGINT ignored, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 number, synced = int(sys.argv.pop(1)), os.fsync
 
 def fsync(place):
