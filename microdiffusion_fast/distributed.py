@@ -90,8 +90,8 @@ class DaskTiles:
     @staticmethod
     def _result(future: Any) -> list[TileReceipt] | InputError:
         """What a task gave; the worker that holds it may be lost, then it is computed again."""
-        if future.status == "error" and isinstance(error := future.exception(), TimeoutError):
-            # of a file system, say: raised here it would pass for one of Dask, and be waited out
+        if future.status == "error" and isinstance(error := future.exception(), OSError):
+            # of a file system, say: raised here it would pass for one of Dask
             return InputError("scheduler", "workers that can read and write in time", repr(error))
         found: list[TileReceipt] | InputError = future.result(timeout=LOOK)
         return found
@@ -190,7 +190,6 @@ def close_job(key: str) -> None:
 def _worded(client: Any) -> Iterator[None]:
     """Say in one line what went wrong with the cluster."""
     from distributed import CancelledError, KilledWorker
-    from distributed.comm import CommClosedError
 
     try:
         yield
@@ -198,7 +197,7 @@ def _worded(client: Any) -> Iterator[None]:
         expected = "workers that live (their logs say more: have they this package, and memory?)"
         got = f"several that died with the same tile, the last {error.last_worker.address}"
         raise InputError("scheduler", expected, f"{got}; what is finished is kept") from error
-    except (CancelledError, CommClosedError, TimeoutError) as error:
+    except (CancelledError, OSError) as error:  # a connection that is closed, refused or too slow
         expected = "a scheduler that stays"
         got = f"{client.scheduler.address}, which was lost; what is finished is kept"
         raise InputError("scheduler", expected, got) from error

@@ -359,3 +359,18 @@ def test_a_task_that_times_out_is_not_waited_for() -> None:
     found = DaskTiles._result(Failed())
     assert isinstance(found, InputError)
     assert str(found).startswith("scheduler: expected workers that can read and write in time")
+
+
+def test_a_connection_that_times_out_is_a_lost_scheduler(dask: Any) -> None:
+    """Dask says so by a plain OSError, as it may anywhere that the scheduler is asked."""
+
+    class Client:
+        submit = wait_for_workers = None
+        scheduler = type("Scheduler", (), {"address": "tcp://a:1"})
+
+        def nthreads(self) -> dict[str, int]:
+            raise OSError("Timed out trying to connect to tcp://a:1 after 1 s")
+
+    expected = "^scheduler: expected a scheduler that stays, got tcp://a:1, which was lost"
+    with pytest.raises(InputError, match=expected):
+        _ = DaskTiles(Client()).threads
