@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .adaptation_blur import stack_blur
 from .adaptation_check import (
     CHECK_SIDE,
     FULL_TRUST,
@@ -206,7 +207,8 @@ def adapt(
         operator: the acquisition.
         voxel_size: (z, y, x) in micrometres; None takes the voxels as cubes.
         axial_blur: sigma in slices by which the volume is softer along z than across, if known;
-            None trains with `BLURS` and assumes `training_data.ASSUMED_BLUR`.
+            None estimates it (`adaptation_blur`), or assumes `training_data.ASSUMED_BLUR` where
+            that cannot be done, and trains with `BLURS`.
         train: False skips the training.
         options: budget.
         seed: of the windows and the noise they are trained with.
@@ -228,6 +230,12 @@ def adapt(
     if obstacle:
         return Adaptation(denoiser, blur, False, evidence={"skipped": obstacle})
     seen = liveliest(projections, CHECK_SIDE)
+    found: float | None = None
+    if axial_blur is None:
+        with Progress("estimate the axial blur", 1, enabled=progress, callback=callback) as bar:
+            found = stack_blur(denoiser, seen, operator)
+            bar.advance(1)
+        blur = blur if found is None else found
 
     def check(candidate: Denoiser) -> Check:
         with Progress("check along z", 1, enabled=progress, callback=callback) as bar:
@@ -239,7 +247,8 @@ def adapt(
     checks = {"as shipped": check(denoiser)}
     trust = checks["as shipped"].share / FULL_TRUST
     evidence: dict[str, Any] = {
-        "check": "squared error of known halves of a coarser stack; 1 is linear interpolation"
+        "check": "squared error of known halves of a coarser stack; 1 is linear interpolation",
+        "blur": "stated" if axial_blur is not None else "assumed" if found is None else "estimated",
     }
     if trust < 1 and math.isfinite(trust):
         # the task of this check is the harder one: distrust needs a second witness

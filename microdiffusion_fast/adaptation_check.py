@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from .denoiser import Denoiser
 from .forward_model import AxialProjection
 from .inference import posterior_mean
 from .inr import estimate_noise
+from .schedule import Consistency
 from .training_data import Source, blur_depth
 
 WORST = 1e6  # stands for an error that is not a number
@@ -57,6 +58,14 @@ def check_along_z(
     denoiser: Denoiser, projections: Tensor, operator: AxialProjection, blur: float
 ) -> Check:
     """How well a denoiser restores the halves of a coarser stack, [K, Y, X]."""
+    return _compare(*halves_along_z(denoiser, projections, operator, blur))
+
+
+def halves_along_z(
+    denoiser: Denoiser, projections: Tensor, operator: AxialProjection, blur: float
+) -> tuple[Tensor, Tensor]:
+    """What a denoiser adds to interpolation in the halves of a coarser stack, told a blur in
+    slices, and what there was to add: both [K, Y, X], K even."""
     stack, coarse = coarser(projections, operator)
     fine = AxialProjection(
         coarse.depth,
@@ -68,8 +77,7 @@ def check_along_z(
     )
     linear = coarse.consistent(coarse.interpolate(stack), stack)
     guess = coarse.consistent(posterior_mean(denoiser, stack, coarse, axial_blur=blur), stack)
-    wanted = projections[: 2 * len(stack)] - fine(linear)
-    return _compare(fine(guess - linear), wanted)
+    return fine(guess - linear), projections[: 2 * len(stack)] - fine(linear)
 
 
 def check_laterally(
@@ -97,9 +105,12 @@ def noise_of(projections: Tensor) -> float:
     return estimate_noise(liveliest(projections, CHECK_SIDE))
 
 
-def usual_consistency(projections: Tensor) -> Literal["hard", "soft"]:
-    """How closely a volume should agree with projections [K, Y, X]: not with their noise."""
-    return "soft" if noise_of(projections) >= NOISE_LIMIT else "hard"
+def follow_noise(projections: Tensor, asked: Consistency | None) -> tuple[Consistency, bool]:
+    """How closely a volume agrees with projections [K, Y, X], and whether weights for noisy ones
+    restore it: by their noise, as far as it is not asked for."""
+    noisy = noise_of(projections) >= NOISE_LIMIT
+    kind: Consistency = asked or ("soft" if noisy else "hard")
+    return kind, noisy or kind == "soft"
 
 
 def noise_to_error(

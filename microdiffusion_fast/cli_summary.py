@@ -75,7 +75,8 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
         parts.append(f"squared error along z, 1 being interpolation: {change}")
     if adaptation.get("trust", 1) < 1:
         parts.append(f"what the network adds is scaled by {adaptation['trust']:g}")
-    parts.append(f"axial blur {adaptation.get('axial_blur', 0):g} slices")
+    source = adaptation.get("blur", "")
+    parts.append(f"axial blur {adaptation.get('axial_blur', 0):g} slices {source}".rstrip())
     return "; ".join(parts)
 
 

@@ -294,13 +294,13 @@ def save_denoiser(path: Path, denoiser: Denoiser, card: dict[str, str] | None = 
     write_tensors(path, denoiser.state_dict(), metadata)
 
 
-def load_for(consistency: str, path: Path | None = None) -> Denoiser:
-    """The checkpoint at `path`; None is the one that ships for this kind of consistency.
+def load_for(path: Path | None = None, *, noisy: bool) -> Denoiser:
+    """The checkpoint at `path`; None is the one that ships for noisy or for quiet projections.
 
     Raises:
         InputError: as `load_denoiser`.
     """
-    return load_denoiser(NOISY if path is None and consistency == "soft" else path)
+    return load_denoiser(NOISY if path is None and noisy else path)
 
 
 def load_denoiser(path: Path | None = None, *, argument: str = "denoiser") -> Denoiser:

@@ -19,6 +19,7 @@ from microdiffusion_fast.projections import Projections
 from microdiffusion_fast.reconstruct import Reconstruction, reconstruct
 from microdiffusion_fast.report_style import Volume
 from microdiffusion_fast.schedule_gamma import GammaSchedule
+from microdiffusion_fast.tensor_files import read_tensors
 from microdiffusion_fast.training_state import state_path
 
 ALL_STEPS = 1000
@@ -46,10 +47,10 @@ class FastNetwork:
         prior = self.stack.operator.consistent(fitted.render(), self.images)
         return prior.mul_(self.scale).add_(self.low).cpu().numpy()
 
-    def adapted(self, callback: ProgressCallback) -> Path | None:
-        """The denoiser as adapted to the stack; None is the one that ships."""
+    def adapted(self, callback: ProgressCallback) -> tuple[Path | None, float | None]:
+        """The denoiser as adapted to the stack and the blur it is told; None is the shipped one."""
         if not self.options.adapt:
-            return None
+            return None, self.options.axial_blur
         if not self.network.is_file():
             found = adapt(
                 load_denoiser(),
@@ -61,8 +62,10 @@ class FastNetwork:
                 seed=self.options.seed,
                 callback=callback,
             )
-            save_denoiser(self.network, found.denoiser)
-        return self.network
+            card = {"axial_blur": repr(found.axial_blur)}
+            save_denoiser(self.network, found.denoiser, card)
+        _, card = read_tensors(self.network, "denoiser", "a safetensors checkpoint")
+        return self.network, float(card["axial_blur"]) if "axial_blur" in card else None
 
     def reconstruct(
         self,
@@ -74,6 +77,7 @@ class FastNetwork:
     ) -> Reconstruction:
         """The posterior mean, or a chain at a gamma; `prior` is what `fit` gave."""
         chain = gamma is not None
+        network, blur = self.adapted(callback)
         return _exactly(
             lambda steps: reconstruct(
                 self.stack,
@@ -83,8 +87,8 @@ class FastNetwork:
                 probe=False,
                 consistency=self.options.consistency if chain else None,
                 adapt=False,
-                axial_blur=self.options.axial_blur,
-                denoiser=self.adapted(callback),
+                axial_blur=blur,
+                denoiser=network,
                 prior=prior,
                 seed=self.options.seed,
                 device=self.options.device,

@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from .adaptation import AdaptOptions, adapt
-from .adaptation_check import noise_to_error, usual_consistency
+from .adaptation_check import follow_noise, noise_to_error
 from .denoiser import load_for
 from .errors import InputError
 from .exact import exact_plan
 from .inference import StackDenoiser
 from .inr import INROptions, fit_inr
 from .preset import Prepared, Request, slice_noise
-from .schedule import Consistency, NoiseSchedule, Sampler, SamplingPlan, make_plan
+from .schedule import NoiseSchedule, Sampler, SamplingPlan, make_plan
 from .tensor_files import digest
 from .training_data import stated_blur
 
@@ -47,8 +47,8 @@ def prepare_fast(asked: Request) -> Prepared:
     operator = stack.operator
     low, high = stack.intensity_range()
     images = (stack.images - low) / (high - low)
-    consistency: Consistency = asked.consistency or usual_consistency(images)
-    network = load_for(consistency, None if asked.denoiser is None else Path(asked.denoiser))
+    consistency, noisy = follow_noise(images, asked.consistency)
+    network = load_for(None if asked.denoiser is None else Path(asked.denoiser), noisy=noisy)
     weights = digest(network.state_dict())
     ratio: float | None = None
     if consistency == "soft":

@@ -169,7 +169,7 @@ def reconstruct(
         adapt_steps: optimiser steps of that training; a number always trains, None 100 steps where
             they are called for.
         axial_blur: sigma in slices by which the volume is softer along z than across, where it is
-            known; None assumes 1.5.
+            known; None estimates it, or takes 1.5 where the stack is short or noisy.
         denoiser: checkpoint (.safetensors). None is the one that ships; for "paper" it trains one
             and keeps it as long as it is needed (`train_paper` makes one to keep).
         prior: [Z, Y, X] in the units of the projections, instead of the INR: what the states are

@@ -45,7 +45,7 @@ class StreamRun:
     Attributes:
         stack: the projections on disk.
         geometry: of their acquisition; its images are a stand-in.
-        networks: for the consistency that it may be, as loaded, before any adaptation.
+        networks: for projections that are quiet (False) or noisy, as loaded, not yet adapted.
         training: budget of the adaptation.
         choices: what was asked for.
         layout: of the output.
@@ -59,7 +59,7 @@ class StreamRun:
 
     stack: StoredStack
     geometry: Projections
-    networks: Mapping[Consistency, Denoiser]
+    networks: Mapping[bool, Denoiser]
     training: AdaptOptions
     choices: Choices
     layout: Layout
@@ -218,9 +218,9 @@ def plan_stream(
     if consistency not in (None, *get_args(Consistency)):
         raise InputError("consistency", "'hard', 'soft' or 'off'", repr(consistency))
     # which of two it will be, the noise decides when the run is prepared
-    kinds: tuple[Consistency, ...] = ("hard", "soft") if consistency is None else (consistency,)
+    kinds = (True,) if consistency == "soft" else (False, True)
     path = None if denoiser is None else Path(denoiser)
-    networks = {kind: load_for(kind, path) for kind in kinds}
+    networks = {noisy: load_for(path, noisy=noisy) for noisy in kinds}
     network = networks[kinds[0]]
     shape = (geometry.depth, *stack.shape[1:])
     layout = Layout(

@@ -12,7 +12,7 @@ import torch
 
 from .adaptation import AdaptOptions
 from .adaptation import adapt as adapt_to
-from .adaptation_check import noise_to_error, usual_consistency
+from .adaptation_check import follow_noise, noise_to_error
 from .denoiser import Denoiser, load_denoiser, save_denoiser
 from .errors import InputError
 from .forward_model import AxialProjection
@@ -132,7 +132,7 @@ class Prepared:
 def prepare(
     stack: StoredStack,
     geometry: Projections,
-    networks: Mapping[Consistency, Denoiser],
+    networks: Mapping[bool, Denoiser],
     *,
     axial_blur: float | None,
     consistency: Consistency | None,
@@ -153,8 +153,8 @@ def prepare(
             stride=operator.stride,
             weights=operator.weights,
         )
-    kind = consistency or usual_consistency(images)
-    network = networks[kind]
+    kind, noisy = follow_noise(images, consistency)
+    network = networks[noisy]
     adapted = adapt_to(
         network,
         images,

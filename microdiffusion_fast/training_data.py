@@ -144,7 +144,7 @@ class Scene:
         return volume.float()
 
 
-def _changed(block: Tensor, sources: Sequence[Source], rng: np.random.Generator) -> Tensor:
+def changed(block: Tensor, sources: Sequence[Source], rng: np.random.Generator) -> Tensor:
     """A block as another specimen might show it: a second structure in it, another contrast."""
     if rng.random() < 0.35:
         scene = Scene.draw(sources[int(rng.integers(len(sources)))], rng, vary=True)
@@ -245,7 +245,7 @@ def _draw(
     stop = offset + last * stride + s + margin + max(0, low + stride + 1 - s)
     block = scene.block((start, stop), (y, y + size), (x, x + size))
     if vary:
-        block = _changed(block, sources, rng)
+        block = changed(block, sources, rng)
     block = blur_depth(block, acquisition.axial_blur)
     if vary and rng.random() < 0.5:
         block = _limited(block, rng)

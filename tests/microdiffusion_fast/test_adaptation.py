@@ -28,9 +28,9 @@ from microdiffusion_fast.adaptation_check import (
     check_along_z,
     check_laterally,
     coarser,
+    follow_noise,
     noise_to_error,
     trusted,
-    usual_consistency,
 )
 from microdiffusion_fast.denoiser import Denoiser, DenoiserConfig
 from microdiffusion_fast.forward_model import AxialProjection
@@ -435,8 +435,11 @@ def test_soft_is_usual_where_the_noise_is() -> None:
     projections = OPERATOR(texture(24, 32, 32))
     noise = torch.randn(projections.shape, generator=generator)
     sizes = (0.0, 0.005, 0.02, 0.1)
-    usual = [usual_consistency(projections + size * noise) for size in sizes]
-    assert usual == ["hard", "hard", "soft", "soft"]
+    stacks = [projections + size * noise for size in sizes]
+    quiet, noisy = ("hard", False), ("soft", True)
+    assert [follow_noise(stack, None) for stack in stacks] == [quiet, quiet, noisy, noisy]
+    assert follow_noise(stacks[-1], "hard") == ("hard", True)  # what is asked for, less harmful
+    assert follow_noise(stacks[0], "soft") == noisy
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.05])
