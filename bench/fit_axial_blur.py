@@ -5,7 +5,7 @@
 To be repeated for other weights: it says how these answer when they are told a blur. Half of the
 stacks have step length 6, the others any acquisition that training knows; blurs of 0 to 3.3 slices,
 contrast and content varied as in training, peaks limited in most, white noise in more than half. A
-fifth of the sources is left out in turn for the error that is printed. Ten minutes on one core.
+fifth of the sources is left out in turn for the error that is printed. Half an hour on one core.
 """
 
 from __future__ import annotations
