@@ -155,7 +155,6 @@ def reconstruct(
         stream.refuse(
             {
                 "--truth": truth,
-                "--uncertainty": uncertainty,
                 "--preset": None if preset == "fast" else preset,
                 "--variance-mix": variance_mix,
                 "--samples": None if samples == 1 else samples,
@@ -194,6 +193,7 @@ def reconstruct(
             fresh=fresh,
             spread=spread,
             dtype=dtype,
+            uncertainty=uncertainty,
             overwrite=overwrite,
             quiet=quiet,
         )

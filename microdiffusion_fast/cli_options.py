@@ -155,7 +155,10 @@ Truth = Annotated[
 ]
 Uncertainty = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write the standard deviation to a file."),
+    typer.Option(
+        metavar="FILE",
+        help="Write the standard deviation of the error to a file; with --memory to an .ome.zarr.",
+    ),
 ]
 Sampler = Annotated[
     Literal["ddim", "ddpm", "dpm++"] | None,

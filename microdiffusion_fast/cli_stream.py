@@ -109,6 +109,7 @@ def reconstruct_stored(
     fresh: bool,
     spread: Spread,
     dtype: Literal["float32", "uint16"],
+    uncertainty: Path | None,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -116,8 +117,8 @@ def reconstruct_stored(
     from microdiffusion_fast import cli_support as support
     from microdiffusion_fast.preset_fast import GAMMA, SAMPLER
     from microdiffusion_fast.progress import ProgressEvent, format_seconds
-    from microdiffusion_fast.store_finished import is_finished
     from microdiffusion_fast.streaming import stream_reconstruct
+    from microdiffusion_fast.streaming_outputs import are_finished
 
     if isinstance(gamma, tuple):
         raise InputError("--gamma", "one number with --memory", gamma)
@@ -135,6 +136,7 @@ def reconstruct_stored(
 
     names = {"path": support.PROJ, "projections": support.PROJ, "output": support.OUTPUT}
     names["resume"] = support.OUTPUT  # what was begun there
+    names["uncertainty"] = "--uncertainty"
     compute = partial(
         stream_reconstruct,
         projections,
@@ -158,6 +160,7 @@ def reconstruct_stored(
         device=device,
         memory=memory or _DEFAULT,
         dtype=dtype,
+        uncertainty=uncertainty,
         resume=not fresh,
         overwrite=overwrite,
         shard=spread.shard,
@@ -173,7 +176,9 @@ def reconstruct_stored(
             done = compute()
         else:  # what can be wrong with the call is found before workers are asked for
             planned = compute(plan_only=True).planned
-            complete = not fresh and is_finished(output, planned.identity, overwrite=overwrite)
+            complete = not fresh and are_finished(
+                output, uncertainty, planned.identity, overwrite=overwrite
+            )
             if not complete:
                 support.check_output_file(
                     output, overwrite=overwrite, argument=support.OUTPUT, inputs=[projections]
@@ -202,13 +207,16 @@ def reconstruct_stored(
     if not done.tiles:
         print(f"{output} is complete already: {z} x {y} x {x}")
         return
-    if done.parameters.get("clipped"):
-        count = done.parameters["clipped"]
-        print(f"warning: {count:,} voxels lie outside of what uint16 spans here", file=sys.stderr)
+    for clipped, of in (("clipped", ""), ("uncertainty_clipped", " of the uncertainty")):
+        if count := done.parameters.get(clipped):
+            words = f"{count:,} voxels{of} lie outside of what uint16 spans here"
+            print(f"warning: {words}", file=sys.stderr)
     again = (
         f", {done.resumed:,} of {done.tiles:,} tiles from an earlier run" if done.resumed else ""
     )
     print(f"wrote {output}: {z} x {y} x {x} in {format_seconds(done.seconds)}{again}")
+    if uncertainty is not None:
+        print(f"wrote {uncertainty}: standard deviation of the error")
     print(f"check it with: {summary.command_line('verify', [output], {})}")
 
 

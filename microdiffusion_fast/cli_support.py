@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from microdiffusion_fast.errors import InputError
+from microdiffusion_fast.errors import naming as naming  # the commands take it from here
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
     from microdiffusion_fast.simulate import Noise
 
 VOLUME, PROJ, OUTPUT, TRUTH = "VOLUME", "PROJ", "-o/--output", "--truth"
-
-
-@contextmanager
-def naming(**names: str) -> Iterator[None]:
-    """Give the arguments of an `InputError` the names that the command line has for them."""
-    try:
-        yield
-    except InputError as error:
-        if error.argument not in names:
-            raise
-        raise InputError(names[error.argument], error.expected, error.got) from error
 
 
 def read_image(path: Path, argument: str) -> tuple[Image, NDArray[np.float32]]:

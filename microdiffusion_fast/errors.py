@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _LONGEST = 600  # characters of `got`: files can hold megabytes where a word is expected
 
 
@@ -18,6 +21,17 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object]]:
         # an exception is rebuilt from `args`, which is one text here: it crosses processes
         return type(self), (self.argument, self.expected, self.got)
+
+
+@contextmanager
+def naming(**names: str) -> Iterator[None]:
+    """Give the arguments of an `InputError` the names that the caller has for them."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument not in names:
+            raise
+        raise InputError(names[error.argument], error.expected, error.got) from error
 
 
 def _cut(text: str) -> str:

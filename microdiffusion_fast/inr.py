@@ -8,6 +8,7 @@ the same way: a hash grid (`inr_hash`), the fast one, and the paper's Fourier fe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import overload
 
 import numpy as np
@@ -32,16 +33,20 @@ __all__ = [
 ]
 
 
-def estimate_noise(images: Tensor) -> float:
+def estimate_noise(images: Tensor | Iterable[Tensor]) -> float:
     """Standard deviation of white noise in images [K, Y, X], robust against structure.
+
+    Images that come one by one, [Y, X], may differ in size.
 
     Source: Immerkaer 1996, "Fast Noise Variance Estimation", with the median in place of the mean.
     """
-    if min(images.shape[1:]) < 3:
-        return 0.0
-    rows = images[:, 2:] - 2 * images[:, 1:-1] + images[:, :-2]
-    both = rows[..., 2:] - 2 * rows[..., 1:-1] + rows[..., :-2]
-    return float(both.abs().flatten().median()) / (0.6745 * 6)
+    found = []
+    for image in images:
+        rows = image[2:] - 2 * image[1:-1] + image[:-2]
+        both = rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2]
+        found.append(both.abs().flatten())
+    values = torch.cat(found)
+    return float(values.median()) / (0.6745 * 6) if len(values) else 0.0
 
 
 @overload

@@ -115,5 +115,10 @@ def slice_noise(images: Tensor, operator: AxialProjection) -> float:
     consistency takes as much of it from K projections as K is of the slices they cover; the rest
     is missing from the volume, and is an error against slices recorded one by one.
     """
+    return estimate_noise(images) * unseen_noise(operator)
+
+
+def unseen_noise(operator: AxialProjection) -> float:
+    """`slice_noise` of projections whose own noise has the standard deviation 1."""
     unseen = 1 - operator.count / int(operator.covered.sum())
-    return estimate_noise(images) * math.sqrt(unseen / float(operator.weights.square().sum()))
+    return math.sqrt(unseen / float(operator.weights.square().sum()))

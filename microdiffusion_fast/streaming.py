@@ -16,8 +16,9 @@ from .errors import InputError
 from .io_output import refuse_input
 from .preset_fast import GAMMA, SAMPLER
 from .progress import Progress, ProgressCallback
-from .store_finished import is_finished, remove_remains
-from .store_output import Finished, OutputStore
+from .store_finished import is_finished
+from .store_output import Finished
+from .streaming_outputs import Outputs, are_finished, name_beside
 from .streaming_parts import part_of, tiles_of
 from .streaming_plan import StreamRun, plan_stream
 from .streaming_tiles import Runner, run_tiles
@@ -29,6 +30,7 @@ class StreamedReconstruction:
 
     Attributes:
         path: the volume.
+        uncertainty: the store beside it, None where it was not asked for.
         tiles: tiles of the volume, or of this part of it; 0 where the volume was complete already.
         resumed: how many of them an earlier run had finished.
         pixels_read: pixels of projections that were decoded, to prepare the tiles and for them.
@@ -40,6 +42,7 @@ class StreamedReconstruction:
     """
 
     path: Path
+    uncertainty: Path | None
     tiles: int
     resumed: int
     pixels_read: int
@@ -73,6 +76,7 @@ def stream_reconstruct(
     memory: int | str = "4GiB",
     chunks: Sequence[int] | None = None,
     dtype: Literal["float32", "uint16"] = "float32",
+    uncertainty: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -103,6 +107,11 @@ def stream_reconstruct(
             states what they mean, and `read_volume` gives intensities again. They reach from one
             range of the projections below it to `step_length` ranges above its low end; voxels
             beyond are counted as `clipped` in the parameters.
+        uncertainty: the folder of a second Zarr store (.ome.zarr), for the standard deviation of
+            the volume's error as the posterior mean states it, see `Reconstruction.uncertainty`;
+            of the layout and the dtype of the volume, as "uint16" from none to one range of the
+            projections. Both appear when both are complete. It is a part of what the run is: one
+            that was begun without it does not go on with it.
         resume: go on with a run that was begun; False begins anew.
         overwrite: replace a volume that is there, once the new one is complete.
         plan_only: compute and write nothing; see `planned` of the result.
@@ -122,6 +131,8 @@ def stream_reconstruct(
     Source: MicroDiffusion (arXiv 2403.10815); the project's DESIGN.md for what differs.
     """
     begun = time.perf_counter()
+    place = Path(output)
+    beside = None if uncertainty is None else Path(uncertainty)
     run = plan_stream(
         source,
         step_length=step_length,
@@ -144,22 +155,22 @@ def stream_reconstruct(
         chunks=chunks,
         dtype=dtype,
         device=device,
+        uncertainty=None if beside is None else name_beside(place, beside, source=Path(source)),
     )
 
     def nothing(tiles: int) -> StreamedReconstruction:
-        seconds, place = time.perf_counter() - begun, Path(output)
+        seconds = time.perf_counter() - begun
         return StreamedReconstruction(
-            place, tiles, 0, 0, seconds, run, run.parameters, {}, finished=not plan_only
+            place, beside, tiles, 0, 0, seconds, run, run.parameters, {}, finished=not plan_only
         )
 
     if threads is not None and threads < 1:
         raise InputError("threads", "at least 1", threads)
-    refuse_input(Path(output), run.stack.path)
+    refuse_input(place, run.stack.path)
     part = None if shard is None else part_of(shard, run.plan)
     if plan_only:
         return nothing(len(run.plan))
-    if resume and is_finished(output, run.identity, overwrite=overwrite):
-        remove_remains(output)
+    if resume and are_finished(place, beside, run.identity, overwrite=overwrite):
         return nothing(0)
     if client is None and runner is run_tiles:  # now, not after the adaptation
         resolve_device(run.device, run.device)
@@ -171,8 +182,9 @@ def stream_reconstruct(
     else:
         usual = torch.get_num_threads()
     try:
-        store = OutputStore(
-            output,
+        outputs = Outputs(
+            place,
+            beside,
             run.layout,
             run.identity,
             settings={"threads": usual if threads is None else threads},
@@ -182,12 +194,12 @@ def stream_reconstruct(
         )
     except Finished:
         return nothing(0)
-    with store:
-        if threads not in (None, store.settings["threads"]):
-            expected = f"{store.settings['threads']}, which the run was begun with"
-            raise InputError("threads", expected, threads)
-        ready = run.prepare(store, progress=progress, callback=callback)
-        job = run.job(store)
+    with outputs:
+        settled = outputs.volume.settings["threads"]
+        if threads not in (None, settled):
+            raise InputError("threads", f"{settled}, which the run was begun with", threads)
+        ready = run.prepare(outputs, progress=progress, callback=callback)
+        job = run.job(outputs)
         own = range(len(run.plan)) if part is None else tiles_of(part, run.plan)
         missing, pixels = [number for number in job.missing() if number in own], ready.pixels
         with Progress(
@@ -197,11 +209,12 @@ def stream_reconstruct(
                 pixels += receipt.pixels
                 bar.advance(1)
         parameters = run.parameters
-        with store.last() as last:
+        with outputs.last() as last:
             if last or part is None:
-                parameters = run.complete(store, ready, progress=progress, callback=callback)
+                parameters = run.complete(outputs, ready, progress=progress, callback=callback)
     return StreamedReconstruction(
-        path=Path(output),
+        path=place,
+        uncertainty=beside,
         tiles=len(own),
         resumed=len(own) - len(missing),
         pixels_read=pixels,

@@ -27,11 +27,11 @@ from .provenance import version_of
 from .schedule import Consistency
 from .store_layout import Layout
 from .store_levels import coarsen, coarsening_bytes, missing_shards
-from .store_output import OutputStore
 from .store_reader import cell_of, pixels_to_decode, reading_bytes
 from .store_source import StoredStack, open_stack
+from .streaming_outputs import UNCERTAINTY, Outputs
 from .streaming_prepare import Prepared, prepare, stack_geometry
-from .streaming_tiles import Choices, TileJob, with_threads
+from .streaming_tiles import Choices, TileJob, Unfinished, with_threads
 from .tensor_files import digest
 from .tile_survey import pixels_to_survey
 from .tiling import TilePlan
@@ -70,10 +70,16 @@ class StreamRun:
     identity: dict[str, Any]
     device: torch.device
 
+    @property
+    def stated(self) -> bool:
+        """Whether the uncertainty is written too."""
+        return UNCERTAINTY in self.parameters
+
     def prepare(
-        self, store: OutputStore, *, progress: bool, callback: ProgressCallback | None
+        self, outputs: Outputs, *, progress: bool, callback: ProgressCallback | None
     ) -> Prepared:
         """Range, noise and weights for all tiles: found out now, or by the run that was begun."""
+        store = outputs.volume
         # of several processes one finds out, the others wait for it
         turn = store.turn("prepare", whose="the process that looks at the stack for all")
         with turn, with_threads(store.settings["threads"]):
@@ -86,6 +92,7 @@ class StreamRun:
                     axial_blur=self.parameters["axial_blur"],
                     consistency=self.choices.consistency,
                     train=self.parameters["adapt"],
+                    stated=self.stated,
                     options=self.training,
                     seed=self.choices.seed,
                     progress=progress,
@@ -94,34 +101,33 @@ class StreamRun:
                 ready.save(store.folder)
         return ready
 
-    def job(self, store: OutputStore) -> TileJob:
+    def job(self, outputs: Outputs) -> TileJob:
         """The tiles, for whoever computes them; after `prepare`."""
-        words = json.dumps(
-            [self.identity, self.plan.core, str(store.folder), store.token], default=str
-        )
+        volume, *beside = (Unfinished(store.folder, store.token) for store in outputs.stores)
+        words = json.dumps([self.identity, self.plan.core, volume, beside], default=str)
         return TileJob(
             key=hashlib.sha256(words.encode()).hexdigest(),
             source=self.stack.path.resolve(),
-            folder=store.folder,
+            volume=volume,
+            deviation=beside[0] if beside else None,
             layout=self.layout,
             plan=self.plan,
             keep=self.keep,
             operator=self.geometry.operator,
             choices=self.choices,
             device=str(self.device),
-            token=store.token,
-            threads=store.settings["threads"],
+            threads=outputs.volume.settings["threads"],
         )
 
     def complete(
         self,
-        store: OutputStore,
+        outputs: Outputs,
         ready: Prepared,
         *,
         progress: bool,
         callback: ProgressCallback | None,
     ) -> dict[str, Any]:
-        """Make the coarser resolutions and put the volume in its place, when all tiles are there.
+        """Make the coarser resolutions and put all in its place, when all tiles are there.
 
         Returns:
             The parameters, with what `prepare` found out.
@@ -132,12 +138,13 @@ class StreamRun:
         self._refuse_change()
         with Progress(
             "coarser levels",
-            missing_shards(store.shards),
+            sum(missing_shards(store.shards) for store in outputs.stores),
             enabled=progress,
             callback=callback,
             unit="shard",
         ) as bar:
-            coarsen(store.shards, bar.advance)
+            for store in outputs.stores:
+                coarsen(store.shards, bar.advance)
         found = {
             "axial_blur": ready.axial_blur,
             "intensity_range": [ready.low, ready.high],
@@ -145,16 +152,17 @@ class StreamRun:
             "noise_to_signal": ready.noise_to_signal,
         }
         parameters = self.parameters | found
+        scalings = (ready.scaling(self.geometry.step_length), ready.deviation_scaling())
+        metadata: list[dict[str, Any]] = [{"kind": "reconstruction"}, {"kind": UNCERTAINTY}]
         if self.layout.dtype == "uint16":
-            parameters["clipped"] = store.shards.clipped()
-        metadata = {
-            "kind": "reconstruction",
-            "parameters": parameters,
-            "adaptation": ready.evidence,
-        }
-        if self.layout.dtype == "uint16":
-            metadata |= ready.scaling(self.geometry.step_length).metadata()
-        store.finish(metadata)
+            names = ("clipped", "uncertainty_clipped")
+            for name, store in zip(names, outputs.stores, strict=False):
+                parameters[name] = store.shards.clipped()
+            for about, scaling in zip(metadata, scalings, strict=True):
+                about |= scaling.metadata()
+        for about in metadata:
+            about |= {"parameters": parameters, "adaptation": ready.evidence}
+        outputs.finish(*metadata)
         return parameters
 
     def _refuse_change(self) -> None:
@@ -193,8 +201,11 @@ def plan_stream(
     chunks: Sequence[int] | None,
     dtype: Literal["float32", "uint16"],
     device: str | torch.device | None,
+    uncertainty: str | None,
 ) -> StreamRun:
     """Plan a run: every argument checked, nothing computed or written; see `stream_reconstruct`.
+
+    `uncertainty` is the name of `name_beside`.
 
     Raises:
         InputError: an argument that does not fit, a stack that is not complete, or a budget that
@@ -203,6 +214,9 @@ def plan_stream(
     budget = memory_bytes(memory)
     if dtype not in ("float32", "uint16"):
         raise InputError("dtype", "'float32' or 'uint16'", repr(dtype))
+    if uncertainty is not None and steps is not None:
+        expected = "the posterior mean with it, which states its own: no number of steps"
+        raise InputError(UNCERTAINTY, expected, f"{uncertainty} with steps {steps}")
     stack = open_stack(source)
     geometry = stack_geometry(
         stack,
@@ -243,6 +257,8 @@ def plan_stream(
         "axial_blur": axial_blur,
         "prior": "interpolation",
     }
+    if uncertainty is not None:
+        parameters[UNCERTAINTY] = uncertainty
     identity = {
         **parameters,
         "input": stack.fingerprint(),
@@ -251,7 +267,10 @@ def plan_stream(
         "version": version_of("microdiffusion-fast"),
     }
     # a budget that is too small shows before anything is computed or written
-    draft = choices.recipe(Prepared.draft(network), geometry.operator, stack.shape[1:])
+    stated = uncertainty is not None
+    draft = choices.recipe(
+        Prepared.draft(network), geometry.operator, stack.shape[1:], stated=stated
+    )
     itemsize = stack.dtype.itemsize
     footprint = draft.footprint(itemsize, cell_of(stack)[0], chunk=reading_bytes(stack))
     plan = fit_tiles(
@@ -260,9 +279,8 @@ def plan_stream(
     # what the tiles leave is for chunks that neighbours share
     keep = budget - predict(plan, replace(footprint, held=0), pixels=0, itemsize=itemsize).memory
     pixels = pixels_to_decode(stack, plan, keep=keep) + pixels_to_survey(stack, seed=seed)
-    prediction = predict(
-        plan, footprint, pixels=pixels, itemsize=itemsize, written=np.dtype(dtype).itemsize
-    )
+    written = np.dtype(dtype).itemsize * (2 if stated else 1)
+    prediction = predict(plan, footprint, pixels=pixels, itemsize=itemsize, written=written)
     # when the tiles are done, and what they took is free again; hardly ever more than a tile
     coarsening = footprint.fixed + coarsening_bytes(layout)
     return StreamRun(

@@ -18,6 +18,7 @@ from .errors import InputError
 from .forward_model import AxialProjection
 from .io_common import Image, load_json
 from .io_scaled import Scaling
+from .preset import unseen_noise
 from .progress import ProgressCallback
 from .projections import Projections, _merge, _stored
 from .schedule import Consistency
@@ -79,6 +80,7 @@ class Prepared:
     noise_to_signal: float | None
     evidence: dict[str, Any]
     pixels: int
+    slice_noise: float = 0.0
 
     @classmethod
     def draft(cls, denoiser: Denoiser) -> Prepared:
@@ -93,6 +95,10 @@ class Prepared:
         """
         span = self.high - self.low
         return Scaling.spanning(self.low - span, self.low + step_length * span)
+
+    def deviation_scaling(self) -> Scaling:
+        """Likewise, of the uncertainty: from none to all of the range of the projections."""
+        return Scaling.spanning(0.0, self.high - self.low)
 
     def save(self, folder: Path) -> None:
         """Keep it for a resumed run.
@@ -137,13 +143,14 @@ def prepare(
     axial_blur: float | None,
     consistency: Consistency | None,
     train: bool,
+    stated: bool,
     options: AdaptOptions,
     seed: int,
     progress: bool,
     callback: ProgressCallback | None,
 ) -> Prepared:
     """Intensity range, noise and weights: functions of the stack and the seed, not of its tiles."""
-    found = survey(stack, seed=seed)
+    found = survey(stack, seed=seed, noise=stated)
     images = found.lesson
     operator = geometry.operator
     if len(images) < operator.count:  # a stack of its own
@@ -179,4 +186,5 @@ def prepare(
         ratio,
         {"accepted": adapted.accepted, **adapted.evidence},
         found.pixels,
+        found.noise * unseen_noise(geometry.operator),
     )

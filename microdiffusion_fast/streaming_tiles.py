@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .device import resolve_device
-from .errors import InputError
+from .errors import InputError, naming
 from .forward_model import AxialProjection
 from .preset_fast import MEAN_STEPS
 from .schedule import Consistency, SamplingPlan, make_plan
@@ -47,10 +47,18 @@ class Choices:
     seed: int
 
     def recipe(
-        self, ready: Prepared, operator: AxialProjection, size: tuple[int, int]
+        self,
+        ready: Prepared,
+        operator: AxialProjection,
+        size: tuple[int, int],
+        *,
+        stated: bool = False,
     ) -> TileRecipe:
-        """What all tiles of a stack with images of `size` (y, x) share."""
+        """What all tiles of a stack with images of `size` (y, x) share; their uncertainty is
+        `stated`, or not."""
         steps = MEAN_STEPS if self.steps is None else self.steps
+        hard = ready.consistency == "hard"
+        floor = 2 * ready.slice_noise if hard else 0.0  # in network units
         return TileRecipe(
             denoiser=ready.denoiser.eval(),
             operator=operator,
@@ -60,8 +68,9 @@ class Choices:
             chains=1,
             mean=None,
             axial_blur=ready.axial_blur,
-            hard=ready.consistency == "hard",
+            hard=hard,
             seed=self.seed,
+            floor=floor if stated else None,
         )
 
     def _plan(self, length: int, ready: Prepared) -> SamplingPlan:
@@ -76,6 +85,13 @@ class Choices:
         )
 
 
+class Unfinished(NamedTuple):
+    """A store that is being written: its folder, prepared, and its token, see `ShardWriter`."""
+
+    folder: Path
+    token: str
+
+
 @dataclass(frozen=True)
 class TileJob:
     """All that a process needs to compute any tile of one run.
@@ -83,36 +99,41 @@ class TileJob:
     Attributes:
         key: equal for equal jobs, of any process.
         source: the stack.
-        folder: of the unfinished volume, prepared: with the weights and without a tile.
-        layout: of the volume.
+        volume: unfinished; its folder has the weights.
+        deviation: likewise, of the uncertainty; None where none is to be written.
+        layout: of both.
         plan: its tiles.
         keep: bytes that one process may keep of chunks that several tiles need.
         operator: the acquisition.
         choices: what was asked for.
         device: where to compute.
-        token: of the folder, see `ShardWriter`.
         threads: of the CPU: convolutions round by their number, so all processes take the same.
     """
 
     key: str
     source: Path
-    folder: Path
+    volume: Unfinished
+    deviation: Unfinished | None
     layout: Layout
     plan: TilePlan
     keep: int
     operator: AxialProjection
     choices: Choices
     device: str
-    token: str
     threads: int
+
+    def writers(self) -> list[ShardWriter]:
+        """Of the volume, and of its uncertainty where that is to be written."""
+        places = (self.volume, self.deviation)
+        return [ShardWriter(at.folder, self.layout, at.token) for at in places if at is not None]
 
     def missing(self) -> list[int]:
         """The tiles that are not finished, in the order of the plan."""
-        shards = ShardWriter(self.folder, self.layout, self.token)
+        writers = self.writers()
         return [
             number
             for number, tile in enumerate(self.plan)
-            if not shards.has_all(self.plan.shards_of(tile))
+            if not all(writer.has_all(self.plan.shards_of(tile)) for writer in writers)
         ]
 
 
@@ -136,16 +157,19 @@ class TileWorker:
     def __init__(self, job: TileJob) -> None:
         self.job = job
         self.place = resolve_device(job.device, torch.device("cpu"))
-        ready = Prepared.load(job.folder)
+        ready = Prepared.load(job.volume.folder)
         if ready is None:
-            raise InputError("output", "a run that is prepared", str(job.folder))
+            raise InputError("output", "a run that is prepared", str(job.volume.folder))
         ready.denoiser.to(self.place)
         stack = open_stack(job.source)
         integers = job.layout.dtype == "uint16"
         self.scaling = ready.scaling(job.operator.step_length) if integers else None
-        self.recipe = job.choices.recipe(ready, job.operator, stack.shape[1:])
+        self.deviation_scaling = ready.deviation_scaling() if integers else None
+        self.recipe = job.choices.recipe(
+            ready, job.operator, stack.shape[1:], stated=job.deviation is not None
+        )
         self.reader = TileReader(stack, job.plan, keep=job.keep)
-        self.shards = ShardWriter(job.folder, job.layout, job.token)
+        self.writers = job.writers()
         self.uploader = Uploader(self.place)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")  # all reads, in order
         self._ahead: tuple[int, Future[tuple[Uploaded, int]]] | None = None
@@ -164,7 +188,7 @@ class TileWorker:
     def has(self, number: int) -> bool:
         """Whether a tile is finished."""
         plan = self.job.plan
-        return self.shards.has_all(plan.shards_of(plan[number]))
+        return all(writer.has_all(plan.shards_of(plan[number])) for writer in self.writers)
 
     def run(self, number: int, following: int | None = None) -> TileReceipt:
         """Read, compute and write one tile; its shards have their receipts when this returns.
@@ -187,13 +211,20 @@ class TileWorker:
         if following is not None:
             self._ahead = following, self._thread.submit(self._read, following)
         with with_threads(self.job.threads):
-            core = self._compute(number, images)
+            core, deviation = self._compute(number, images)
         del images
-        if not bool(core.sum(dtype=torch.float64).isfinite()):  # without a copy
-            z, y, x = (f"{span.start}:{span.stop}" for span in tile.core)
-            got = f"NaN or Inf in tile {number}, voxels [{z}, {y}, {x}]"
-            raise InputError("denoiser", "weights that give finite intensities", got)
-        self.shards.write(tile.core, core.numpy(), plan.shards_of(tile), scaling=self.scaling)
+        for made in (core, deviation):
+            if made is not None and not bool(made.sum(dtype=torch.float64).isfinite()):  # no copy
+                z, y, x = (f"{span.start}:{span.stop}" for span in tile.core)
+                got = f"NaN or Inf in tile {number}, voxels [{z}, {y}, {x}]"
+                raise InputError("denoiser", "weights that give finite intensities", got)
+        shards = list(plan.shards_of(tile))
+        if deviation is not None:  # first: a tile whose volume has its receipts is done
+            with naming(output="uncertainty"):
+                self.writers[1].write(
+                    tile.core, deviation.numpy(), shards, scaling=self.deviation_scaling
+                )
+        self.writers[0].write(tile.core, core.numpy(), shards, scaling=self.scaling)
         return TileReceipt(number, pixels, time.perf_counter() - begun)
 
     def _read(self, number: int) -> tuple[Uploaded, int]:
@@ -202,8 +233,9 @@ class TileWorker:
         block = self.reader.read(number)
         return self.uploader.send(block), self.reader.pixels - before
 
-    def _compute(self, number: int, images: Uploaded) -> Tensor:
-        """The core of a tile, on the host; in two halves from the first that a GPU had no room for.
+    def _compute(self, number: int, images: Uploaded) -> tuple[Tensor, Tensor | None]:
+        """The core of a tile, and its deviation where that is written, on the host; in two halves
+        from the first tile that a GPU had no room for.
 
         Raises:
             InputError: there is no room for half a tile either.
@@ -211,22 +243,24 @@ class TileWorker:
         tile = self.job.plan[number]
         if not self._halved:
             try:
-                core, _ = reconstruct_tile(tile, images.wait(), self.recipe)
-                return core.cpu()
+                core, deviation = reconstruct_tile(tile, images.wait(), self.recipe)
+                return core.cpu(), None if deviation is None else deviation.cpu()
             except torch.cuda.OutOfMemoryError:
                 self._halved = True
         torch.cuda.empty_cache()
-        whole = torch.empty(tile.core.shape)
+        whole = [torch.empty(tile.core.shape) for _ in self.writers]
         block = self._thread.submit(self.reader.read, number).result()  # the images are overwritten
         for half in self.job.plan.halves(tile):
             part = torch.from_numpy(block[half.read.within(tile.read)].astype(np.float32))
             try:
-                core, _ = reconstruct_tile(half, part.to(self.place), self.recipe)
+                made = reconstruct_tile(half, part.to(self.place), self.recipe)
             except torch.cuda.OutOfMemoryError as error:
                 expected = "a budget whose tiles fit into the device twice over"
                 raise InputError("memory", expected, f"{error}".partition("\n")[0]) from error
-            whole[half.core.within(tile.core)] = core.cpu()
-        return whole
+            for both, found in zip(whole, made, strict=False):
+                assert found is not None
+                both[half.core.within(tile.core)] = found.cpu()
+        return whole[0], whole[1] if len(whole) > 1 else None
 
 
 @contextmanager

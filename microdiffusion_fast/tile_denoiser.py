@@ -52,7 +52,14 @@ class TileDenoiser:
         batch: slices per forward pass.
         guided: also give the unconditional prediction, without the features of the projections.
         keep: keep the features of every window, for chains of more than one step.
+        stated: also have the deviation that the network states.
+
+    Attributes:
+        deviation: [z, y, x] of `tile.state`, the standard deviation that the network states for
+            its last conditional prediction, in network units; None where it is not asked for.
     """
+
+    deviation: Tensor | None = None
 
     def __init__(
         self,
@@ -65,11 +72,12 @@ class TileDenoiser:
         batch: int,
         guided: bool,
         keep: bool,
+        stated: bool = False,
     ) -> None:
         spread = axial_spread(operator.weights)
         self.geometry = Geometry(operator.step_length, operator.stride, axial_blur, spread)
         self.denoiser, self.images, self.tile = denoiser.eval(), images, tile
-        self.batch, self.guided, self.keep = batch, guided, keep
+        self.batch, self.guided, self.keep, self.stated = batch, guided, keep, stated
         self.windows = windows_of(operator)
         self.directions = directions(operator)
         self.kept: dict[tuple[int, int], Tensor] = {}
@@ -94,16 +102,22 @@ class TileDenoiser:
         top, inside = self.tile.state.z.start, self.windows.inside
         clean = torch.zeros_like(x)
         blind = torch.zeros_like(x) if self.guided else None
+        self.deviation = torch.zeros_like(x) if self.stated else None
         known = range(max(slices.start, inside.start), min(slices.stop, inside.stop))
         for window, members in groupby(known, key=lambda z: self.window[z - top]):
             for index in torch.tensor(list(members)).split(self.batch):
                 for direction in self.directions:
                     features = self._features(window, direction)
-                    clean[index - top] += self._head(x, level, index, direction, features)
+                    mean, doubt = self._head(x, level, index, direction, features)
+                    clean[index - top] += mean
+                    if self.deviation is not None:
+                        self.deviation[index - top] += doubt.exp()
                     if blind is not None:
                         nothing = torch.zeros_like(features)
-                        blind[index - top] += self._head(x, level, index, direction, nothing)
-        for volume in (clean,) if blind is None else (clean, blind):
+                        blind[index - top] += self._head(x, level, index, direction, nothing)[0]
+        for volume in (clean, blind, self.deviation):
+            if volume is None:
+                continue
             volume /= len(self.directions)
             # beyond the outer windows nothing was measured: the last slice is repeated
             volume[: max(inside.start - top, 0)] = volume[max(inside.start - top, 0)]
@@ -131,13 +145,13 @@ class TileDenoiser:
 
     def _head(
         self, x: Tensor, level: NoiseLevel, index: Tensor, direction: int, features: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         top, last = self.tile.state.z.start, self.windows.depth - 1
         around = Span(max(int(index[0]) - 1, 0), min(int(index[-1]) + 1, last) + 1)
         near = [(index + d * direction).clamp(0, last) for d in (-1, 0, 1)]
         slices = torch.stack(near, dim=1)
         base = self.interpolate(around)[slices - around.start]
-        mean, _ = self.denoiser.denoise(
+        return self.denoiser.denoise(
             features.expand(len(index), -1, -1, -1),
             x[slices - top],
             base,
@@ -146,7 +160,6 @@ class TileDenoiser:
             self.geometry,
             constant(tuple(level), x.dtype, x.device).expand(len(index), 3),
         )
-        return mean
 
     def _features(self, window: int, direction: int) -> Tensor:
         """Features of one window, [1, C, y, x], as acquired (+1) or upside down (-1)."""

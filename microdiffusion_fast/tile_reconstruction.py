@@ -36,6 +36,8 @@ class TileRecipe:
         hard: whether the prior is made to agree with the projections.
         seed: of the noise.
         batch: slices per call of the network.
+        floor: standard deviation of what adds to the error that the network states for the single
+            step of one chain, in network units; None asks for no such uncertainty.
     """
 
     denoiser: Denoiser
@@ -49,6 +51,7 @@ class TileRecipe:
     hard: bool = True
     seed: int = 0
     batch: int = 1
+    floor: float | None = None
 
     @property
     def steps(self) -> int:
@@ -70,6 +73,11 @@ class TileRecipe:
         return self.chain.uses("w") or (self.mean is not None and self.mean.uses("w"))
 
     @property
+    def volumes(self) -> int:
+        """Volumes that a tile ends with: itself, and its deviation."""
+        return 1 if self.chains < 2 and self.floor is None else 2
+
+    @property
     def repeated(self) -> bool:
         """Whether a window is looked at more than once, so that its features are worth keeping."""
         return self.steps > 1 or self.chains > 1 or (self.mean is not None and self.chains > 0)
@@ -88,6 +96,7 @@ class TileRecipe:
         config, ways = self.denoiser.config, len(directions(self.operator))
         c0, c1, c2 = config.encoder_widths
         arrays = 6 + (2 if self.guided else 0) + (3 if self.chains > 1 else 0)
+        arrays += 0 if self.floor is None else 1
         encode = 4 * (5 * c0 + 16)
         encoder = 9 * (5 * c0 + 4 * c0**2 + 6 * c1**2 / 4 + 2 * config.quarter_blocks * c2**2 / 16)
         head = 9 * (7 + 2 * config.head_blocks * config.head_width) * config.head_width
@@ -102,7 +111,7 @@ class TileRecipe:
             keep=self.repeated,
             head=4 * self.batch * (6 * config.head_width + c0 + 16),
             state=4 * arrays,
-            core=4 * (2 if self.chains > 1 else 1) * 2,
+            core=4 * self.volumes * 2,
             chunk=chunk,
             encode_work=int(ways * encoder),
             head_work=int(ways * head * (2 if self.guided else 1) * runs / self.steps),
@@ -112,7 +121,8 @@ class TileRecipe:
 def reconstruct_tile(
     tile: Tile, images: Tensor, recipe: TileRecipe
 ) -> tuple[Tensor, Tensor | None]:
-    """The core of one tile, and the standard deviation of its samples where there are several.
+    """The core of one tile, and its standard deviation: of the samples where there are several, of
+    the error where the recipe has its `floor`.
 
     It equals that block of the whole reconstruction to rounding, in whatever tiles the volume is
     cut: the noise is that of the voxel, the projections reach as far as the network does, and what
@@ -148,6 +158,7 @@ def reconstruct_tile(
         batch=recipe.batch,
         guided=recipe.guided,
         keep=recipe.repeated,
+        stated=recipe.floor is not None,
     )
     held = windows.touching(tile.state.z)
     local = AxialProjection(
@@ -194,5 +205,8 @@ def reconstruct_tile(
     if recipe.mean is not None:
         volume, _ = mean_and_deviation(runs(recipe.mean, 1))
     assert volume is not None
+    if recipe.floor is not None:
+        assert denoise.deviation is not None
+        deviation = core_of(denoise.deviation).square().add_(recipe.floor**2).sqrt_()
     volume = from_network(volume).mul_(scale).add_(low)
     return volume, None if deviation is None else deviation.mul_(scale / 2)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .inr import estimate_noise
 from .projections import percentile_range
 from .store_source import StoredStack
 from .tiling import intervals
@@ -22,6 +23,7 @@ from .tiling_windows import Box, Span
 WHOLE = 2**23  # pixels: a stack up to this size is looked at as a whole,
 SHARE = 16  # of a larger one, one block in so many,
 MOST = 2**24  # but no more pixels than this
+NOISE = 2**22  # pixels tell the noise, about
 BLOCK = (4, 128, 128)  # a block has at least this size: whole chunks, or parts of huge ones
 LESSON = (24, 256, 256)  # projections and pixels that the network is adapted to
 
@@ -35,6 +37,7 @@ class Survey:
         place: the part of the stack for adaptation: all of it, or the surroundings of the block in
             which neighbouring projections differ most.
         lesson: that part, float32 [k, y, x], spanning about [0, 1].
+        noise: of the pixels looked at, in the same units; 0 where it was not asked for.
         pixels: how many were read.
     """
 
@@ -42,6 +45,7 @@ class Survey:
     high: float
     place: Box
     lesson: Tensor
+    noise: float
     pixels: int
 
 
@@ -67,8 +71,8 @@ def blocks_of(stack: StoredStack, *, seed: int) -> list[Box]:
     return [Box(grid[0][i], grid[1][j], grid[2][k]) for i, j, k in zip(*places, strict=True)]
 
 
-def survey(stack: StoredStack, *, seed: int) -> Survey:
-    """Look at a stack: at all of it, or at blocks, drawn with the seed.
+def survey(stack: StoredStack, *, seed: int, noise: bool = False) -> Survey:
+    """Look at a stack: at all of it, or at blocks, drawn with the seed; also for its noise.
 
     Raises:
         InputError: the pixels do not vary, or are not finite.
@@ -95,7 +99,14 @@ def survey(stack: StoredStack, *, seed: int) -> Survey:
         lesson = stack.read(place).astype(np.float32)
         read = pixels.size + lesson.size
     shown = torch.from_numpy((lesson - low) / (high - low))
-    return Survey(low, high, place, shown, read)
+    every = -(-pixels.size // NOISE)
+    del pixels, lesson
+    found = 0.0
+    if noise:
+        looked_at = zip(blocks[::every], values[::every], strict=True)
+        images = (image for block, flat in looked_at for image in flat.reshape(block.shape))
+        found = estimate_noise(torch.from_numpy(image) for image in images) / (high - low)
+    return Survey(low, high, place, shown, found, read)
 
 
 def pixels_to_survey(stack: StoredStack, *, seed: int) -> int:

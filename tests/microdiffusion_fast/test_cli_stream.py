@@ -72,6 +72,24 @@ def test_reconstruct_goes_from_disk_to_disk(run: Run, folder: Path, tmp_path: Pa
     assert (code, out, err) == (0, "", "")
 
 
+def test_the_uncertainty_is_written_beside_the_volume(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    output, beside = tmp_path / "v.zarr", tmp_path / "u.zarr"
+    line = ("reconstruct", folder / "p.zarr", "-o", output, "--memory", SMALL, "--no-adapt")
+    line += ("--denoiser", folder / "network.safetensors")
+    code, out, err = run(*line, "--uncertainty", beside)
+    assert code == 0 and f"wrote {beside}" in out, err
+    deviation, volume = read_volume(beside), read_volume(output)
+    assert deviation.data.shape == volume.data.shape and (deviation.data > 0).all()
+    assert deviation.voxel_size == volume.voxel_size
+    code, out, _ = run(*line, "--uncertainty", beside)
+    assert code == 0 and "complete already" in out
+    refused(run(*line), "-o/--output")  # another run
+    code, out, _ = run("verify", beside)
+    assert code == 0 and "as they were written" in out
+
+
 def test_what_was_begun_goes_on_or_begins_anew(run: Run, folder: Path, tmp_path: Path) -> None:
     def stop(event: ProgressEvent) -> bool:
         return event.stage != "reconstruct"
@@ -120,6 +138,8 @@ def test_what_does_not_go_with_memory(run: Run, folder: Path, tmp_path: Path) ->
         ("--gamma-schedule", "linear"),
         ("--inr-steps", 9),
         ("--uncertainty", tmp_path / "u.tif"),
+        ("--uncertainty", tmp_path / "v.zarr"),
+        ("--uncertainty", tmp_path / "u.zarr", "--steps", "2"),
         ("--estimate", "sample"),
         ("--tol", "1e-5"),
         ("--no-probe",),

@@ -46,6 +46,7 @@ def recipe_of(
     consistency: Literal["hard", "soft", "off"] = "hard",
     guidance: float = 0.0,
     sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim",
+    floor: float | None = None,
 ) -> TileRecipe:
     def plan(length: int) -> Any:
         return make_plan(
@@ -65,6 +66,7 @@ def recipe_of(
         hard=consistency == "hard",
         seed=5,
         batch=8,
+        floor=floor,
     )
 
 
@@ -98,6 +100,9 @@ def untiled(recipe: TileRecipe, images: Tensor) -> tuple[Tensor, Tensor | None]:
         volume, _ = draw(recipe.mean, 1)
     assert volume is not None
     scale = high - low
+    if recipe.floor is not None:
+        assert denoise.deviation is not None
+        deviation = denoise.deviation.square().add(recipe.floor**2).sqrt()
     return from_network(volume) * scale + low, None if deviation is None else deviation / 2 * scale
 
 
@@ -135,7 +140,8 @@ def operators(draw: st.DrawFn) -> AxialProjection:
 @settings(max_examples=20)
 @given(st.data())
 def test_any_tiling_equals_the_whole(data: st.DataObject) -> None:
-    """Random cuts, odd sizes, step lengths, gaps, overlaps, weights; the mean and chains."""
+    """Random cuts, odd sizes, step lengths, gaps, overlaps, weights; the mean and chains; what is
+    stated of the error beside the volume."""
     operator = data.draw(operators())
     height, width = data.draw(st.integers(8, 110)), data.draw(st.integers(8, 30))
     images = stack_of(operator, height, width, seed=data.draw(st.integers(0, 99)))
@@ -143,9 +149,10 @@ def test_any_tiling_equals_the_whole(data: st.DataObject) -> None:
         operator,
         images,
         denoiser=randomised(),
-        steps=data.draw(st.sampled_from([None, None, 1, 2, 3])),
+        steps=(steps := data.draw(st.sampled_from([None, None, 1, 2, 3]))),
         consistency=data.draw(st.sampled_from(["hard", "hard", "soft", "off"])),
         guidance=data.draw(st.sampled_from([0.0, 0.0, 1.5])),
+        floor=data.draw(st.sampled_from([None, 0.0, 0.2])) if steps in (None, 1) else None,
     )
     plan = plan_tiles(
         recipe.shape,
@@ -154,9 +161,12 @@ def test_any_tiling_equals_the_whole(data: st.DataObject) -> None:
         shards=(data.draw(st.integers(1, 12)), data.draw(st.integers(5, 24)), 14),
         core=(data.draw(st.integers(5, 30)), data.draw(st.integers(30, 90)), 28),
     )
-    expected, _ = untiled(recipe, images)
-    got, _ = tiled(plan, recipe, images)
+    expected, stated = untiled(recipe, images)
+    got, deviation = tiled(plan, recipe, images)
     assert largest_error(recipe, got, expected) <= TOLERANCE
+    assert (stated is not None) == (recipe.floor is not None)
+    if stated is not None:
+        assert largest_error(recipe, deviation, stated) <= TOLERANCE
 
 
 def test_wide_images_are_cut_within_the_halo() -> None:
