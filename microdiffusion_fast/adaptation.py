@@ -94,6 +94,10 @@ class Adaptation:
     accepted: bool
     evidence: dict[str, Any] = field(default_factory=dict)
 
+    def record(self) -> dict[str, Any]:
+        """What became of it, as `Reconstruction.adaptation` and the outputs' metadata have it."""
+        return {"accepted": self.accepted, "axial_blur": self.axial_blur, **self.evidence}
+
 
 def self_train(
     denoiser: Denoiser,

@@ -76,7 +76,7 @@ def adaptation_line(adaptation: Mapping[str, Any], *, asked: bool = True) -> str
     if adaptation.get("trust", 1) < 1:
         parts.append(f"what the network adds is scaled by {adaptation['trust']:g}")
     source = adaptation.get("blur", "")
-    parts.append(f"axial blur {adaptation.get('axial_blur', 0):g} slices {source}".rstrip())
+    parts.append(f"axial blur {adaptation['axial_blur']:g} slices {source}".rstrip())
     return "; ".join(parts)
 
 

@@ -152,9 +152,5 @@ def prepare_fast(asked: Request) -> Prepared:
             "prior": "INR" if asked.prior is None else "given",
             "intensity_range": [low, high],
         },
-        adaptation={
-            "accepted": adapted.accepted,
-            "axial_blur": adapted.axial_blur,
-            **adapted.evidence,
-        },
+        adaptation=adapted.record(),
     )

@@ -184,7 +184,7 @@ def prepare(
         adapted.axial_blur,
         kind,
         ratio,
-        {"accepted": adapted.accepted, **adapted.evidence},
+        adapted.record(),
         found.pixels,
         found.noise * unseen_noise(geometry.operator),
     )

@@ -15,6 +15,7 @@ from microdiffusion_fast import cli, cli_stream
 from microdiffusion_fast.denoiser import save_denoiser
 from microdiffusion_fast.io import read_volume, write_volume
 from microdiffusion_fast.progress import Cancelled, ProgressEvent
+from microdiffusion_fast.simulate import simulate_volume
 from microdiffusion_fast.streaming import stream_reconstruct
 
 Run = Callable[..., tuple[int, str, str]]
@@ -88,6 +89,18 @@ def test_the_uncertainty_is_written_beside_the_volume(
     refused(run(*line), "-o/--output")  # another run
     code, out, _ = run("verify", beside)
     assert code == 0 and "as they were written" in out
+
+
+def test_the_line_on_the_adaptation_is_that_in_memory(run: Run, tmp_path: Path) -> None:
+    volume = simulate_volume("vessels", (48, 48, 48), seed=77)
+    write_volume(tmp_path / "v.tif", volume)
+    run("simulate", tmp_path / "v.tif", "-o", tmp_path / "p.tif", "--step-length", "6")
+    lines = []
+    for name, way in (("m.zarr", ()), ("s.zarr", ("--memory", "1GiB"))):
+        code, out, err = run("reconstruct", tmp_path / "p.tif", "-o", tmp_path / name, *way)
+        assert code == 0, err
+        lines += [line for line in out.splitlines() if line.startswith("adaptation: ")]
+    assert lines[0] == lines[1] and lines[0].endswith(" slices estimated")
 
 
 def test_what_was_begun_goes_on_or_begins_anew(run: Run, folder: Path, tmp_path: Path) -> None:
