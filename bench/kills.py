@@ -1,6 +1,8 @@
 """`kill -9` at random moments, twenty times each: the process, one part of three, a Dask worker.
 
-    python -m bench.kills process parts workers -o bench/results/kills.json
+    python -m bench.kills process parts beside workers -o bench/results/kills.json
+
+`beside` is one part of three that write the uncertainty, too.
 
 A small stack and a small network, so that what is tested is everything but the arithmetic. After
 each kill the volume must not be there, or be complete; each volume that comes out in the end must
@@ -37,13 +39,14 @@ from microdiffusion_fast.store_verify import verify
 from microdiffusion_fast.streaming import StreamedReconstruction, stream_reconstruct
 
 KILLS, SHAPE, STEP = 20, (4, 40, 40), 4
+MEMORY, MEMORY_BESIDE = "65MiB", "65.1MiB"  # a tile a shard, or a kill has little to interrupt
 
 
 class Case:
-    """A stack, and what every run of it must give."""
+    """A stack, and what every run of it must give; `beside`: with its uncertainty."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.random = folder, random.Random(0)
+    def __init__(self, folder: Path, *, beside: bool = False) -> None:
+        self.folder, self.random, self.beside = folder, random.Random(0), beside
         generator = torch.Generator().manual_seed(0)
         zarr.save_array(folder / "p.zarr", torch.rand(SHAPE, generator=generator).numpy())
         save_denoiser(folder / "network.safetensors", random_network(generator))
@@ -55,7 +58,14 @@ class Case:
         """Count from zero."""
         self.kills, self.volumes, self.same, self.early = 0, 0, 0, 0
 
+    def stores(self, output: str) -> list[Path]:
+        """What a run writes."""
+        names = [output, f"u.{output}"] if self.beside else [output]
+        return [self.folder / name for name in names]
+
     def run(self, output: str, **options: Any) -> StreamedReconstruction:
+        if self.beside:
+            options["uncertainty"] = self.stores(output)[1]
         return stream_reconstruct(
             self.folder / "p.zarr",
             self.folder / output,
@@ -63,7 +73,7 @@ class Case:
             denoiser=self.folder / "network.safetensors",
             adapt=False,
             chunks=(4, 8, 8),
-            memory="65MiB",
+            memory=MEMORY_BESIDE if self.beside else MEMORY,
             threads=1,
             **options,
         )
@@ -73,22 +83,26 @@ class Case:
 
     def digest_of(self, output: str) -> str:
         found = hashlib.sha256()
-        for file in sorted(path for path in (self.folder / output).rglob("*/*") if path.is_file()):
-            found.update(str(file.relative_to(self.folder / output)).encode() + file.read_bytes())
+        for store in self.stores(output):
+            for file in sorted(path for path in store.rglob("*/*") if path.is_file()):
+                found.update(str(file.relative_to(store)).encode() + file.read_bytes())
         return found.hexdigest()
 
     def check(self, output: str) -> None:
         """A volume is there: it must be whole, and nothing else be left; are its bits the same?"""
         self.volumes += 1
-        assert verify(self.folder / output).ok
+        assert all(verify(store).ok for store in self.stores(output))
         self.same += self.digest_of(output) == self.digest
-        assert not list(self.folder.glob(f".{output}*")), "something is left"
+        left = [found for s in self.stores(output) for found in self.folder.glob(f".{s.name}*")]
+        assert not left, f"{left} is left"
 
     def after_kill(self, output: str) -> None:
         self.kills += 1
-        if (self.folder / output).exists():
-            self.early += 1
-            assert verify(self.folder / output).ok
+        there = [store for store in self.stores(output) if store.exists()]
+        self.early += self.folder / output in there
+        assert all(verify(store).ok for store in there)
+        if self.folder / output in there:
+            assert there == self.stores(output), "a volume without its uncertainty"
 
     def record(self) -> dict[str, int | bool]:
         return {
@@ -175,6 +189,7 @@ def workers(case: Case) -> dict[str, int | bool]:
 WHO: dict[str, Callable[[Case], dict[str, int | bool]]] = {
     "process": partial(processes, parts=1),
     "parts": partial(processes, parts=3),
+    "beside": partial(processes, parts=3),
     "workers": workers,
 }
 
@@ -191,7 +206,7 @@ def main() -> None:
         found = json.loads(arguments.output.read_text(encoding="utf-8"))
     for who in arguments.who:
         with tempfile.TemporaryDirectory() as folder:
-            found[who] = {**WHO[who](Case(Path(folder))), **describe()}
+            found[who] = {**WHO[who](Case(Path(folder), beside=who == "beside")), **describe()}
         print(who, found[who])
         if arguments.output:
             arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -80,6 +80,7 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
     load_denoiser()  # with what torch imports for it, of the program and not of the tiles
     program, begun = _kilobytes("VmRSS") - baseline, time.perf_counter()
     done: StreamedReconstruction | None = None
+    deviation = arguments.folder / "deviation.ome.zarr" if arguments.uncertainty else None
     try:
         done = stream_reconstruct(
             stack,
@@ -87,6 +88,7 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
             steps=arguments.steps,
             memory=arguments.memory,
             adapt=arguments.adapt,
+            uncertainty=deviation,
             progress=True,
             callback=count,
         )
@@ -107,6 +109,7 @@ def record(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> dict[s
         "shape": shape,
         "memory": arguments.memory,
         "steps": arguments.steps,
+        "uncertainty": arguments.uncertainty,
         "threads": torch.get_num_threads(),
         "complete": done is not None,
         "seconds": round(seconds, 1),
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("--memory", default="1.5GiB")
     parser.add_argument("--steps", type=int, help="default the posterior mean")
     parser.add_argument("--no-adapt", dest="adapt", action="store_false")
+    parser.add_argument("--uncertainty", action="store_true", help="written, too")
     parser.add_argument("--in-memory", action="store_true", help="compare with a run in memory")
     parser.add_argument("-o", "--output", type=Path, help="JSON lines, appended to")
     arguments = parser.parse_args()
