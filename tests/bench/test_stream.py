@@ -44,7 +44,12 @@ def test_the_memory_that_a_plan_predicts_is_enough(
 def test_a_small_stack_in_memory_too(tmp_path: Path) -> None:
     shape = (18, 32, 40)
     options = argparse.Namespace(
-        folder=tmp_path, memory="200MiB", steps=None, adapt=False, in_memory=True
+        folder=tmp_path,
+        memory="200MiB",
+        steps=None,
+        adapt=False,
+        uncertainty=False,
+        in_memory=True,
     )
     with pytest.raises(SystemExit, match="the stack is made"):
         stream.record(options, shape)
